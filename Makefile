@@ -1,0 +1,35 @@
+# Set-up is part of every target: a fresh machine needs Python 3.11+ with venv and pip, nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: $(READY)
+	$(BIN)/hiertcn demo --out demo $(if $(LOG),--log "$(LOG)") $(ARGS)
+
+test: $(READY)
+	$(BIN)/pytest -n 2 $(ARGS)
+
+test-all: $(READY)
+	$(BIN)/pytest -n 2 -m "" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+clean:
+	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
