@@ -1,0 +1,96 @@
+"""Files that are whole or not there: written aside, fsynced, renamed; checked by digest when read."""
+
+from __future__ import annotations
+
+__all__ = ["ASIDE", "digest_of", "sweep", "write_folder", "write_text", "written_aside"]
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hiertcn.errors import StorageError
+
+ASIDE = ".writing"
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        raise StorageError(
+            f"Could not write {path}: {error.strerror}. What was there before is intact. "
+            "Free some space or choose another place, then run the command again."
+        ) from error
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file to; on success it is fsynced and replaces `path`, otherwise it is removed.
+
+    Raises StorageError when the disk refuses the write; what was at `path` is then intact.
+    """
+    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+    with _refusals(path):
+        try:
+            yield aside
+            _sync(aside)
+            os.replace(aside, path)
+            _sync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text`, whole."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder to fill; on success it is fsynced and becomes `path` (replacing that), else removed."""
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+        try:
+            aside.mkdir()
+            yield aside
+            for file in sorted(aside.rglob("*")):
+                _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(aside, path)
+            _sync(path.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process killed in the middle of a write left aside in `folder`."""
+    for left in folder.glob(f"*{ASIDE}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
