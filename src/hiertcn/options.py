@@ -1,0 +1,139 @@
+"""What `prepare` can be told: options with their allowed ranges, and presets of them for public sets."""
+
+from __future__ import annotations
+
+__all__ = ["PrepareConfig", "prepare_config", "preset_names"]
+
+import tomllib
+from dataclasses import fields
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any, Literal, Self
+
+import polars as pl
+from pydantic import AfterValidator, Field, model_validator
+
+from hiertcn.columns import Columns
+from hiertcn.config import Config, Count
+from hiertcn.errors import InputError, nearest
+from hiertcn.quarantine import shown
+from hiertcn.tables import Layout
+
+SPLITS = ("time", "users", "last")
+
+
+def _known_zone(tz: str) -> str:
+    try:
+        pl.Series([0], dtype=pl.Datetime("us")).dt.replace_time_zone(tz)
+    except pl.exceptions.PolarsError:
+        raise ValueError("should be a time zone such as UTC or Europe/Copenhagen") from None
+    return tz
+
+
+def _known_split(split: str) -> str:
+    if split not in SPLITS and split.removeprefix("column:") in ("", split):
+        raise ValueError(f"should be time, users, last or column:NAME{nearest(split, SPLITS)}")
+    return split
+
+
+def _whole(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not (fractions[0] > 0 and min(fractions) >= 0 and abs(sum(fractions) - 1) < 1e-6):
+        raise ValueError("should be three numbers from 0 to 1 that sum to 1, the first above 0")
+    return fractions
+
+
+class PrepareConfig(Config):
+    """How a log becomes a cache. Raises InputError naming every value out of range.
+
+    columns:          which column is what
+    session_gap:      seconds; a gap of at least this begins a new session (not with a session column)
+    header, separator, quotes: the layout of text files
+    time_unit:        s, ms, us or ns; None: found by range
+    tz:               the zone of times that have none
+    drop_types:       event types to leave out
+    min_item_events, min_user_events, max_user_events: items and users with fewer or more events are left out
+    cap_user_events:  of a user with more events the last so many are kept
+    split:            time, users, last, or column:NAME
+    fractions, cuts:  the shares of train, valid and test; or, for time, the two times where valid and test begin
+    seed:             of the split by users
+    unknown_items:    items of the log that the given catalog does not name: train on them, drop their events, or error
+    max_bad_rows:     the fraction of rows that may be unusable
+    keep_duplicates:  keep rows with the same user, item, time and type
+    events_per_shard: about how many events a file of the cache holds; users stay whole
+    """
+
+    columns: Columns = Columns()
+    session_gap: Annotated[float, Field(gt=0, le=1e9)] = 1800.0
+    header: bool = True
+    separator: Annotated[str, Field(min_length=1, max_length=2)] | None = None
+    quotes: bool = True
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
+    tz: Annotated[str, AfterValidator(_known_zone)] | None = None
+    drop_types: tuple[str, ...] = ()
+    min_item_events: Count = 1
+    min_user_events: Count = 2
+    max_user_events: Count | None = None
+    cap_user_events: Annotated[int, Field(ge=2)] = 100_000
+    split: Annotated[str, AfterValidator(_known_split)] = "last"
+    fractions: Annotated[tuple[float, float, float], AfterValidator(_whole)] = (0.8, 0.1, 0.1)
+    cuts: tuple[str | float, str | float] | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    unknown_items: Literal["train", "drop", "error"] = "train"
+    max_bad_rows: Annotated[float, Field(ge=0, le=1)] = 0.001
+    keep_duplicates: bool = False
+    events_per_shard: Annotated[int, Field(ge=1, le=1_000_000_000)] = 4_000_000
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.cuts is not None and self.split != "time":
+            raise ValueError(f"cuts are for split 'time', not for {self.split!r}")
+        if self.max_user_events is not None and self.max_user_events < self.min_user_events:
+            raise ValueError(f"max_user_events should be at least min_user_events, {self.min_user_events}")
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.header, self.separator, self.quotes)
+
+
+@cache
+def _presets() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(resources.files("hiertcn").joinpath("presets.toml").read_text(encoding="utf-8"))
+
+
+def preset_names() -> list[str]:
+    return list(_presets())
+
+
+def prepare_config(preset: str | None, options: dict[str, Any]) -> tuple[PrepareConfig, str | None]:
+    """The config of flat options (`user_column=…`) over those of a preset, and what is to be known of the preset.
+
+    Options that are None are as if not given. Raises InputError for an unknown name, with the nearest known one.
+    """
+    presets = _presets()
+    if preset is not None and preset not in presets:
+        raise InputError(
+            f"No preset {shown(preset)}{nearest(preset, presets)}; expected one of {', '.join(presets)}. "
+            "Choose one of these, or name the columns yourself."
+        )
+    given = dict(presets[preset]) if preset else {}
+    note = given.pop("note", None)
+    given |= {name: value for name, value in options.items() if value is not None}
+    roles = {f"{f.name}_column": f.name for f in fields(Columns) if f.name != "part"}
+    known = [*(name for name in PrepareConfig.model_fields if name != "columns"), *roles]
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        raise InputError(
+            f"No option {shown(unknown)}{nearest(unknown, known)}; expected some of {', '.join(known)}. Correct the "
+            "name."
+        )
+    columns = {roles[name]: str(given.pop(name)) for name in list(given) if name in roles}
+    if str(given.get("split", "")).startswith("column:"):
+        columns["part"] = given["split"].removeprefix("column:")
+    types = given.get("drop_types", ())
+    given["drop_types"] = tuple(types.split(",")) if isinstance(types, str) else tuple(map(str, types))
+    if "cuts" in given:
+        given["cuts"] = tuple(cut if isinstance(cut, int | float) else str(cut) for cut in given["cuts"])
+    if isinstance(given.get("fractions"), list):
+        given["fractions"] = tuple(given["fractions"])
+    return PrepareConfig(columns=Columns(**columns), **given), note
