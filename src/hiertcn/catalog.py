@@ -1,0 +1,82 @@
+"""The catalog: item ids of the user's own ↔ item rows, with titles and links for people.
+
+Row 0 is "no item". Rows 1…size are the catalog: what the train part of the log holds, most frequent first, then what
+was named beside the log. Rows above `size` are items of the log outside the catalog: known by name, never ranked.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Catalog"]
+
+import hashlib
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from hiertcn.errors import ArtifactError
+
+COLUMNS = ("item_id", "title", "link", "train_events")
+
+
+class Catalog:
+    """`items` has a line for each row from 1 on: item_id (string or int64), title and link (or null), train_events."""
+
+    def __init__(self, items: pl.DataFrame, size: int) -> None:
+        missing = [c for c in COLUMNS if c not in items.columns]
+        if missing or not 0 <= size <= items.height:
+            raise ArtifactError(
+                f"The catalog has columns {items.columns} and {items.height} lines for {size} items; expected the "
+                f"columns {list(COLUMNS)} and at least as many lines. Prepare the log again."
+            )
+        if items["item_id"].n_unique() != items.height or items["item_id"].null_count():
+            raise ArtifactError("The catalog names an item twice, or one without an id. Prepare the log again.")
+        self.items = items
+        self.size = size
+
+    @property
+    def ids(self) -> pl.Series:
+        """The ids of the catalog's items, in row order."""
+        return self.items["item_id"][: self.size]
+
+    @property
+    def train_events(self) -> npt.NDArray[np.int64]:
+        """int64 [size + 1]: events of the train part on each row; row 0 has none."""
+        return np.concatenate([[0], self.items["train_events"][: self.size].to_numpy()]).astype(np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the ids and their order; two catalogs with the same one can share a model."""
+        digest = hashlib.sha256(str(self.ids.dtype).encode())
+        for block in self.ids.to_frame().iter_slices(1 << 16):
+            digest.update("\0".join(map(str, block["item_id"].to_list())).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def _row_of(self) -> dict[Any, int]:
+        return dict(zip(self.ids.to_list(), range(1, self.size + 1), strict=True))
+
+    def row(self, item_id: str | int) -> int:
+        """The row of one item, 0 where the catalog does not hold it. The id is taken in the log's own type."""
+        return self._row_of.get(self.coerce(item_id), 0)
+
+    def coerce(self, item_id: str | int) -> str | int | None:
+        """The id in the type the log has: "17" finds item 17 of a log of integers, and 17 finds "17"."""
+        if self.items["item_id"].dtype == pl.String:
+            return str(item_id)
+        try:
+            return int(item_id)
+        except ValueError:
+            return None
+
+    def rows(self, ids: pl.Series) -> npt.NDArray[np.int32]:
+        """int32 [len(ids)]: rows of many items, 0 for those the catalog does not hold."""
+        table = pl.DataFrame({"id": self.ids.cast(pl.String), "row": np.arange(1, self.size + 1, dtype=np.int32)})
+        found = pl.DataFrame({"id": ids.cast(pl.String)}).join(table, on="id", how="left", maintain_order="left")
+        return found["row"].fill_null(0).to_numpy().astype(np.int32)
+
+    def title(self, row: int) -> str | None:
+        title: str | None = self.items["title"][row - 1]
+        return title

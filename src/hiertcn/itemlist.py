@@ -1,0 +1,82 @@
+"""The list of items that a person gives beside the log: ids, with titles and links for people."""
+
+from __future__ import annotations
+
+__all__ = ["read_items"]
+
+from pathlib import Path
+
+import polars as pl
+
+from hiertcn.errors import InputError, nearest
+from hiertcn.quarantine import EXAMPLES, shown
+from hiertcn.sources import find_sources, unpacked
+from hiertcn.tables import Layout, open_table
+
+_KNOWN = {
+    "item_id": ("item_id", "id", "item", "itemid", "article_id", "product_id", "movie_id", "movieid", "sku"),
+    "title": ("title", "name"),
+    "link": ("link", "url", "image", "image_url", "image_link", "thumbnail"),
+}
+
+
+def read_items(path: str | Path, kind: pl.DataType) -> pl.DataFrame:
+    """A line an item: item_id (of `kind`, the type of the log's ids), title and link (strings, null if not given).
+
+    Reads Parquet, CSV, TSV or JSON lines, with a header. Raises InputError for a list without ids, with an id missing
+    or twice, or with ids that the log's type can't hold.
+    """
+    with unpacked(find_sources(path)) as sources:
+        tables = [open_table(source, Layout()) for source in sources]
+        frames = []
+        for table in tables:
+            lower = {name.lower(): name for name in reversed(table.columns)}
+            chosen = {role: next((lower[n] for n in names if n in lower), None) for role, names in _KNOWN.items()}
+            if chosen["item_id"] is None:
+                raise InputError(
+                    f"{table.name} has no column of item ids{nearest('item_id', table.columns)}; its columns are "
+                    f"{shown(', '.join(table.columns))}. Name one of them item_id."
+                )
+            rows = table.read(list(dict.fromkeys(name for name in chosen.values() if name)))
+            if rows.bad:
+                bad = rows.bad[0]
+                raise InputError(
+                    f"{table.name} line {bad.line} is no row ({bad.reason}): {shown(bad.text)}. Expected every line "
+                    "to name an "
+                    "item; mend it."
+                )
+            texts = {
+                role: name
+                for role, name in chosen.items()
+                if name and (role == "item_id" or rows.frame[name].dtype == pl.String)
+            }
+            frames.append(
+                rows.frame.select(
+                    (pl.col(texts[role]) if role in texts else pl.lit(None, pl.String)).alias(role) for role in _KNOWN
+                )
+            )
+    items = pl.concat(frames, how="vertical_relaxed")
+    return items.with_columns(_ids(items["item_id"], kind, str(path)))
+
+
+def _ids(raw: pl.Series, kind: pl.DataType, name: str) -> pl.Series:
+    if not (raw.dtype == pl.String or raw.dtype.is_integer()):
+        raise InputError(
+            f"The item ids of {name} are of type {raw.dtype}; expected strings or integers. Write them as such."
+        )
+    ids = raw.cast(kind, strict=False)
+    lost = raw.filter(ids.is_null())
+    if len(lost):
+        raise InputError(
+            f"{len(lost):,} item ids of {name} are missing or not {'integers' if kind.is_integer() else 'text'} like "
+            "the ids of "
+            f"the log, such as {shown(lost.head(EXAMPLES).to_list())}. Give every item the id that the log has for it."
+        )
+    twice = ids.filter(ids.is_duplicated()).unique().sort()
+    if len(twice):
+        raise InputError(
+            f"{len(twice):,} item ids of {name} are there more than once, such as "
+            f"{shown(twice.head(EXAMPLES).to_list())}. "
+            "Keep one line for each item."
+        )
+    return ids

@@ -1,0 +1,256 @@
+"""`prepare`: a log → filters → split → sessions → the cache on disk."""
+
+from __future__ import annotations
+
+__all__ = ["Columns", "PrepareConfig", "prepare", "preset_names"]
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from hiertcn.cache import Cache, Manifest, write_cache
+from hiertcn.catalog import Catalog
+from hiertcn.errors import InputError, nearest
+from hiertcn.events import Columns, Events, read_events
+from hiertcn.filters import filtered
+from hiertcn.itemlist import read_items
+from hiertcn.options import PrepareConfig, prepare_config, preset_names
+from hiertcn.quarantine import EXAMPLES, shown
+from hiertcn.sessions import PARTS, Sessions, sessionize
+from hiertcn.splits import by_last, by_names, by_time, by_users, described, quantile_cuts
+from hiertcn.times import iso, parse_time
+
+Offsets = npt.NDArray[np.int64]
+
+
+def prepare(
+    log: str | Path | Sequence[str | Path] | pl.DataFrame,
+    out: str | Path,
+    *,
+    catalog: str | Path | None = None,
+    preset: str | None = None,
+    overwrite: bool = False,
+    report: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Cache:
+    """Prepare a log (a file, several, a folder, a glob, or a frame) into a cache at `out`.
+
+    `catalog` names items for people; `preset` fills in options for a known public set; `report` is told, line by line,
+    what was found and done; `options` are those of PrepareConfig, and user_column, item_column, time_column,
+    session_column, type_column, offset_column. The shards do not depend on the order of rows in the log.
+
+    Raises InputError for anything in the log or the options that can't be used, StorageError when the disk refuses.
+    """
+    say = report or (lambda line: None)
+    config, note = prepare_config(preset, options)
+    out = Path(out)
+    _check_place(out, overwrite)
+    if note:
+        say(note)
+    events = read_events(
+        log,
+        config.columns,
+        config.layout,
+        time_unit=config.time_unit,
+        tz=config.tz,
+        max_bad_rows=config.max_bad_rows,
+        keep_duplicates=config.keep_duplicates,
+    )
+    _say_read(say, events)
+    items = None if catalog is None else read_items(catalog, events.item_ids.dtype)
+    named = None if items is None else events.item_ids.is_in(items["item_id"].implode())
+    if named is not None and config.unknown_items == "error":
+        _refuse_unknown(events, named)
+    _check_many(events.frame)
+    for name in config.drop_types:
+        if name not in events.names.get("type", [name]):
+            known = [known for known in events.names["type"] if known]
+            has = shown(", ".join(known))
+            say(f"warning: no event is of type {shown(name)}{nearest(name, known)}; the log has {has}")
+    frame, waterfall = filtered(events, config, named)
+    for step in waterfall.steps:
+        say(f"  {step['events']:>13,} events {step['users']:>11,} users {step['items']:>10,} items   {step['step']}")
+    _check_many(frame)
+    offsets = _runs(frame["user"].to_numpy())
+    users = events.user_ids.gather(frame["user"].gather(offsets[:-1]))
+    times = frame["time"].to_numpy()
+    parts, split = _split(config, events, frame, users, offsets)
+    _say_split(say, parts, split)
+    built = _catalog(events.item_ids, frame["item"].to_numpy(), parts, items)
+    rows = _rows_of(events.item_ids, built)[frame["item"].to_numpy()]
+    keys = frame["session"].to_numpy() if "session" in frame.columns else None
+    session_offsets = sessionize(offsets, times, config.session_gap, keys)
+    manifest = Manifest(
+        session_gap=config.session_gap,
+        split=split,
+        time_form=events.time_form,
+        waterfall=waterfall.steps,
+        sources=_sources(events, config, preset),
+    )
+    whole = Sessions(rows, times, parts, session_offsets, np.searchsorted(session_offsets, offsets).astype(np.int64))
+    del frame, rows
+    cache = write_cache(out, manifest, built, _shards(users, whole, config.events_per_shard))
+    _say_written(say, cache, whole)
+    return cache
+
+
+def _runs(codes: npt.NDArray[np.uint32]) -> Offsets:
+    """Offsets [U+1] of the runs of equal codes."""
+    return np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1, [len(codes)]]).astype(np.int64)
+
+
+def _shards(users: pl.Series, whole: Sessions, events_per_shard: int) -> Iterator[tuple[pl.Series, Sessions]]:
+    """Whole users, about `events_per_shard` events at a time."""
+    begins = whole.event_offsets[:-1] // events_per_shard
+    bounds = np.append(np.flatnonzero(np.diff(begins, prepend=-1)), len(users))
+    for first, last in pairwise(bounds.tolist()):
+        yield users[first:last], whole.users(first, last)
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    is_cache = (out / "manifest.json").is_file() and all(file.suffix in (".json", ".arrow") for file in out.iterdir())
+    if not is_cache:
+        raise InputError(f"{shown(str(out))} is there and is no cache; expected a new folder. Choose another --out.")
+    if not overwrite:
+        raise InputError(
+            f"{shown(str(out))} is a cache already. Choose another --out, or pass --overwrite to replace it."
+        )
+
+
+def _check_many(frame: pl.DataFrame) -> None:
+    users, items = frame["user"].n_unique(), frame["item"].n_unique()
+    if users < 2 or items < 2:
+        raise InputError(
+            f"Nothing to predict: {frame.height:,} events of {users:,} user(s) on {items:,} item(s); expected at "
+            "least two of each. Check the columns of users and items, and the filters."
+        )
+
+
+def _refuse_unknown(events: Events, named: pl.Series) -> None:
+    used = pl.Series(np.bincount(events.frame["item"].to_numpy(), minlength=len(events.item_ids)) > 0)
+    unknown = events.item_ids.filter(used & ~named)
+    if len(unknown):
+        raise InputError(
+            f"{len(unknown):,} items of the log are not in the catalog given, such as "
+            f"{shown(unknown.head(EXAMPLES).to_list())}. Add them to it, or choose --unknown-items train or drop."
+        )
+
+
+def _split(
+    config: PrepareConfig, events: Events, frame: pl.DataFrame, users: pl.Series, offsets: Offsets
+) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+    times = frame["time"].to_numpy()
+    shares = {"fractions": list(config.fractions)}
+    how: dict[str, Any]
+    if config.split == "time":
+        if config.cuts is None:
+            cuts, how = quantile_cuts(times, config.fractions), shares
+        else:
+            first, second = (parse_time(cut, events.time_form, config.tz) for cut in config.cuts)
+            cuts, how = (first, second), {}
+        if cuts[0] > cuts[1]:
+            raise InputError(
+                f"The cuts {iso(cuts[0])} and {iso(cuts[1])} are the wrong way round; give the earlier one first."
+            )
+        parts, how = by_time(times, cuts), {**how, "cuts": [iso(cut) for cut in cuts]}
+    elif config.split == "users":
+        mine = by_users(users, config.fractions, config.seed)
+        parts, how = np.repeat(mine, np.diff(offsets)), {**shares, "seed": config.seed}
+    elif config.split == "last":
+        parts, how = by_last(offsets, config.fractions), shares
+    else:
+        column = config.split.removeprefix("column:")
+        parts, how = by_names(frame["part"].to_numpy(), events.names["part"], column), {"column": column}
+    if not (parts == 0).any():
+        raise InputError(
+            f"The train part is empty: the events lie from {iso(times.min())} to {iso(times.max())} and split "
+            f"{config.split!r} gives none of the {len(times):,} to it. Choose other cuts, fractions or another --split."
+        )
+    return parts, described(config.split.partition(":")[0], parts, times, **how)
+
+
+def _catalog(
+    item_ids: pl.Series, codes: npt.NDArray[np.uint32], parts: npt.NDArray[np.uint8], items: pl.DataFrame | None
+) -> Catalog:
+    """Items of the train part, most frequent first, ties by id; then those of `items`; then, outside, the others."""
+    counts = np.bincount(codes[parts == 0], minlength=len(item_ids))
+    trained = pl.DataFrame({"item_id": item_ids, "train_events": counts}).filter(pl.col("train_events") > 0)
+    ordered = trained.sort("train_events", "item_id", descending=[True, False])
+    named = pl.DataFrame({"item_id": item_ids[:0]}) if items is None else items.select("item_id").sort("item_id")
+    seen = item_ids.filter(pl.Series(np.bincount(codes, minlength=len(item_ids)) > 0)).to_frame("item_id")
+    inside = pl.concat([ordered, named.join(ordered, on="item_id", how="anti", maintain_order="left")], how="diagonal")
+    whole = pl.concat([inside, seen.join(inside, on="item_id", how="anti", maintain_order="left")], how="diagonal")
+    whole = whole.with_columns(pl.col("train_events").fill_null(0))
+    if items is None:
+        whole = whole.with_columns(pl.lit(None, pl.String).alias("title"), pl.lit(None, pl.String).alias("link"))
+    else:
+        whole = whole.join(items, on="item_id", how="left", maintain_order="left")
+    return Catalog(whole.select("item_id", "title", "link", "train_events"), inside.height)
+
+
+def _rows_of(item_ids: pl.Series, catalog: Catalog) -> npt.NDArray[np.int32]:
+    """int32 [I]: the row of each item of the log, inside the catalog or outside; 0 for items that no kept event has."""
+    rows = catalog.items.select("item_id").with_row_index("row", 1)
+    found = item_ids.to_frame("item_id").join(rows, on="item_id", how="left", maintain_order="left")
+    return found["row"].fill_null(0).cast(pl.Int32).to_numpy()
+
+
+def _sources(events: Events, config: PrepareConfig, preset: str | None) -> dict[str, Any]:
+    return {
+        "files": events.files,
+        "rows": events.quarantine.read,
+        "quarantined": events.quarantine.record(),
+        "duplicates": events.duplicates,
+        "columns": events.columns.named(),
+        "times": events.time_stated,
+        "preset": preset,
+        "options": config.model_dump(mode="json"),
+    }
+
+
+def _say_read(say: Callable[[str], None], events: Events) -> None:
+    say(f"read {events.quarantine.read:,} rows of {len(events.files)} file(s)")
+    say("columns: " + ", ".join(f"{role} = {name}" for role, name in events.columns.named().items()))
+    say(f"times: {events.time_stated}")
+    for reason, count in events.quarantine.counts.items():
+        say(f"  set aside {count:,} rows: {reason}, such as {events.quarantine.examples[reason][0]}")
+    if events.duplicates:
+        say(f"  dropped {events.duplicates:,} rows that repeat a user, item, time and type")
+
+
+def _say_split(say: Callable[[str], None], parts: npt.NDArray[np.uint8], split: dict[str, Any]) -> None:
+    for index, part in enumerate(PARTS):
+        if not (parts == index).any() and split.get("fractions", (1, 1, 1))[index] > 0:
+            say(f"warning: the {part} part is empty")
+    if split["overlap"]:
+        say(
+            f"warning: {split['overlap']:,} train events are later than the first test event (train ends "
+            f"{split['train_ends']}, test begins {split['test_begins']}); split by time "
+            "for a test that lies wholly after training"
+        )
+
+
+def _say_written(say: Callable[[str], None], cache: Cache, whole: Sessions) -> None:
+    manifest = cache.manifest
+    single = int((np.diff(whole.session_offsets) == 1).sum())
+    say(
+        f"wrote {manifest.events:,} events in {manifest.sessions:,} sessions ({single:,} of one event) of "
+        f"{manifest.users:,} users, {cache.bytes:,} bytes in {len(cache)} shard(s)"
+    )
+    unseen = int((cache.catalog.train_events[1:] == 0).sum())
+    say(
+        f"catalog: {manifest.items:,} items ({unseen:,} without a train event); {manifest.outside_items:,} other items "
+        "are only in valid or test"
+    )
+    for part, counts in manifest.parts.items():
+        say(
+            f"  {part}: {counts['events']:,} events of {counts['users']:,} users, {counts['outside_events']:,} on "
+            "items outside the catalog"
+        )

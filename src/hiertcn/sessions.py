@@ -1,0 +1,75 @@
+"""The one session rule, and sessions as ragged arrays.
+
+Legend: U users, M sessions, N events. Times are int64 microseconds since 1970 UTC, here and in the cache.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PARTS", "SECOND", "Sessions", "begins_session", "sessionize"]
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SECOND = 1_000_000
+PARTS = ("train", "valid", "test")
+
+
+def begins_session(previous: Any, time: Any, session_gap: float) -> Any:
+    """Whether an event at `time` begins a new session after an event at `previous` (microseconds; scalars or arrays).
+
+    A gap of exactly `session_gap` seconds begins one.
+    """
+    return time - previous >= session_gap * SECOND
+
+
+def sessionize(
+    user_offsets: npt.NDArray[np.int64],
+    times: npt.NDArray[np.int64],
+    session_gap: float,
+    keys: npt.NDArray[Any] | None = None,
+) -> npt.NDArray[np.int64]:
+    """Offsets [M+1] of the sessions of users whose events, in time order, lie at `user_offsets` [U+1] of `times` [N].
+
+    With `keys` [N] (the log's own session column) a session begins where the key changes between two consecutive events
+    of a user; otherwise where `begins_session` says so.
+    """
+    starts = np.ones(len(times), dtype=bool)
+    if len(times):
+        starts[1:] = begins_session(times[:-1], times[1:], session_gap) if keys is None else keys[1:] != keys[:-1]
+        starts[user_offsets[:-1][np.diff(user_offsets) > 0]] = True
+    return np.append(np.flatnonzero(starts), len(times)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Sessions of many users: users whole, sessions and events in time order.
+
+    items:           int32 [N], item rows; 0 is no item
+    times:           int64 [N], microseconds
+    parts:           uint8 [N], index into PARTS
+    session_offsets: int64 [M+1], into events
+    user_offsets:    int64 [U+1], into sessions
+    """
+
+    items: npt.NDArray[np.int32]
+    times: npt.NDArray[np.int64]
+    parts: npt.NDArray[np.uint8]
+    session_offsets: npt.NDArray[np.int64]
+    user_offsets: npt.NDArray[np.int64]
+
+    @property
+    def event_offsets(self) -> npt.NDArray[np.int64]:
+        """int64 [U+1], where the events of each user lie."""
+        return self.session_offsets[self.user_offsets]
+
+    def users(self, first: int, last: int) -> Sessions:
+        """The users from `first` up to, not with, `last`; events are views."""
+        sessions = self.user_offsets[first : last + 1]
+        events = self.session_offsets[sessions[0] : sessions[-1] + 1]
+        mine = slice(int(events[0]), int(events[-1]))
+        return Sessions(
+            self.items[mine], self.times[mine], self.parts[mine], events - events[0], sessions - sessions[0]
+        )
