@@ -1,0 +1,142 @@
+"""HierTCN: a GRU across sessions, a temporal convolutional network within the running one (You et al., WWW 2019)."""
+
+from __future__ import annotations
+
+__all__ = ["HierTCN", "HierTCNConfig"]
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from hiertcn.config import Config, Count, Dropout
+from hiertcn.models.aggregation import Aggregate, aggregate
+from hiertcn.models.protocol import VectorModel
+from hiertcn.models.recurrence import StackedGRU, place_of
+from hiertcn.models.tcn import TCN
+from hiertcn.ragged import SessionBatch, shift
+
+WEEK = 168 * 3600.0
+GAP_BUCKETS = 28
+
+
+class HierTCNConfig(Config):
+    """Defaults are the paper's for short sessions; `dropout`, `norm` and `clock` are ours and off.
+
+    head:      "embedding" emits a query in the space of the item vectors; "softmax" has output vectors of its own
+    gap_decay: "fixed" multiplies the state by exp(−gap / 168 h) before a session, "learned" learns the bandwidth
+    clock:     embeddings of the hour and the gap a model may know (of the previous event, or where the session begins)
+    """
+
+    name: ClassVar[str] = "hiertcn"
+
+    dim: Count = 128
+    units: Count = 128
+    state_layers: Count = 2
+    channels: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = (128, 128)
+    kernel: Count = 5
+    aggregate: Aggregate = "mean"
+    head: Literal["embedding", "softmax"] = "embedding"
+    gap_decay: Literal["none", "fixed", "learned"] = "none"
+    dropout: Dropout = 0.0
+    norm: bool = False
+    clock: bool = False
+
+
+class HierTCN(VectorModel):
+    """z = W_z [E x; s]; h = TCN(z); u = W h. `s` is folded once a finished session: s ← GRU(AGG(session), s)."""
+
+    def __init__(self, items: int, config: HierTCNConfig) -> None:
+        super().__init__(items, config.state_layers * config.units, config.dim)
+        self.config = config
+        width = config.channels[0]
+        self.high = StackedGRU(config.dim, config.units, config.state_layers)
+        # The two column blocks of W_z: the state's share is computed once a session, not once an event.
+        self.input_item = nn.Linear(config.dim, width, bias=False)
+        self.input_state = nn.Linear(self.state_size, width, bias=False)
+        self.clock = Clock(width) if config.clock else None
+        self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
+        self.tcn = TCN(width, config.channels, config.kernel, config.dropout, config.norm)
+        self.head = nn.Linear(config.channels[-1], config.dim if config.head == "embedding" else items + 1)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.gap_decay == "learned":
+            self.log_bandwidth = nn.Parameter(torch.tensor(168.0).log())
+
+    @property
+    def vectors(self) -> Tensor:
+        return self.items.weight if self.config.head == "embedding" else self.head.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return None if self.config.head == "embedding" else self.head.bias
+
+    def _decay(self, gaps: Tensor) -> Tensor | None:
+        """[M]: what the state is multiplied by after a pause of `gaps` [M] seconds."""
+        if self.config.gap_decay == "none":
+            return None
+        bandwidth = self.log_bandwidth.exp() * 3600 if self.config.gap_decay == "learned" else WEEK
+        return torch.exp(-gaps / bandwidth)
+
+    def _item_vectors(self, batch: SessionBatch) -> Tensor:
+        out: Tensor = self.dropout(self.items(batch.items))
+        return out
+
+    def _fold(self, batch: SessionBatch, initial: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        finished = aggregate(vectors, batch, self.config.aggregate).index_select(0, batch.folds)
+        decay = self._decay(batch.gaps)
+        states = self.high(finished, batch.users, initial, None if decay is None else decay[batch.folds])
+        return place_of(initial, states, batch.before), place_of(initial, states, batch.after)
+
+    def _encode(self, batch: SessionBatch, long_term: Tensor, vectors: Tensor) -> Tensor:
+        decay = self._decay(batch.gaps)
+        if decay is not None:
+            long_term = long_term * decay.unsqueeze(1)
+        state = self.input_state(self.dropout(long_term))
+        hidden = shift(self.input_item(vectors), batch) + state.index_select(0, batch.session)
+        if self.clock is not None:
+            hidden = hidden + self.clock(batch)
+        hidden = self.tcn(self.norm(hidden), batch)
+        out: Tensor = hidden if self.config.head == "softmax" else self.head(hidden)
+        return out
+
+    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
+        return self._fold(batch, initial, self._item_vectors(batch))
+
+    def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
+        return self._encode(batch, long_term, self._item_vectors(batch))
+
+    def forward(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
+        vectors = self._item_vectors(batch)
+        before, after = self._fold(batch, initial, vectors)
+        return self._encode(batch, before, vectors), after
+
+
+class Clock(nn.Module):
+    """[N, width] from what a model may know of time: hour and weekday of `seen`, and how long the last pause was.
+
+    Ours; You et al. give the model no time but the gap.
+
+    The pause is the gap before the session at its first position and the time between the two previous events later;
+    the two share no embedding.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.hour = nn.Embedding(24, width)
+        self.weekday = nn.Embedding(7, width)
+        self.pause = nn.Embedding(2 * GAP_BUCKETS, width)
+        for table in (self.hour, self.weekday, self.pause):
+            nn.init.normal_(table.weight, std=0.1)
+
+    def forward(self, batch: SessionBatch) -> Tensor:
+        begin, source = batch.lag(1)
+        later = (batch.seen[begin:] - batch.seen[source]).float()
+        first = batch.gaps[batch.session[:begin]]
+        bucket = torch.cat([first, later]).clamp_min(0).add(1).log2().long().clamp_max(GAP_BUCKETS - 1)
+        bucket[begin:] += GAP_BUCKETS
+        hours = (batch.seen / 3600).long()
+        # 1970-01-01 was a Thursday; Monday is 0.
+        weekday = (hours // 24 + 3) % 7
+        out: Tensor = self.hour(hours % 24) + self.weekday(weekday) + self.pause(bucket)
+        return out

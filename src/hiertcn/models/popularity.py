@@ -1,0 +1,81 @@
+"""Popularity and last items: what any model has to beat. Nothing is trained; counts come from the train part."""
+
+from __future__ import annotations
+
+__all__ = ["LastItems", "LastItemsConfig", "Popularity", "PopularityConfig"]
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hiertcn.config import Config, Count
+from hiertcn.models.protocol import Model
+from hiertcn.ragged import SessionBatch
+
+
+class Counting(Model):
+    """A model that knows the items' events of the train part, set by `count`."""
+
+    trainable = False
+    train_events: Tensor
+
+    def __init__(self, items: int, state_size: int) -> None:
+        super().__init__(items, state_size)
+        self.register_buffer("train_events", torch.zeros(items + 1))
+
+    def count(self, train_events: Tensor) -> None:
+        """Take the counts [items + 1] of the train part."""
+        self.train_events.copy_(train_events)
+
+
+class PopularityConfig(Config):
+    name: ClassVar[str] = "popularity"
+
+
+class Popularity(Counting):
+    """Every person gets the items of most train events."""
+
+    def __init__(self, items: int, config: PopularityConfig) -> None:
+        super().__init__(items, 0)
+        self.config = config
+
+    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
+        return initial.new_zeros(batch.sessions, 0), initial
+
+    def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
+        return long_term.new_zeros(len(batch.items), 0)
+
+    def score(self, queries: Tensor) -> Tensor:
+        return self.train_events[1:].expand(len(queries), -1)
+
+
+class LastItemsConfig(Config):
+    """`window` last items are kept."""
+
+    name: ClassVar[str] = "last_items"
+
+    window: Count = 50
+
+
+class LastItems(Counting):
+    """The person's own last items, the latest first, then popularity."""
+
+    state_dtype = torch.int64
+
+    def __init__(self, items: int, config: LastItemsConfig) -> None:
+        super().__init__(items, config.window)
+        self.config = config
+
+    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
+        windows = batch.by_user.windows(batch, initial)
+        return windows[batch.by_user.begun], windows[batch.by_user.after]
+
+    def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
+        return batch.by_session.windows(batch, long_term)[batch.by_session.before]
+
+    def score(self, queries: Tensor) -> Tensor:
+        popularity = self.train_events / (self.train_events.max() + 1)
+        recency = torch.arange(1, queries.shape[1] + 1, dtype=popularity.dtype, device=queries.device)
+        scores = popularity.repeat(len(queries), 1)
+        return scores.scatter_reduce(1, queries, recency.expand(len(queries), -1), "amax")[:, 1:]
