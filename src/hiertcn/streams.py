@@ -1,0 +1,123 @@
+"""What the models read of a shard: positions (an item asked for, then given) in sessions of users.
+
+Legend: P positions, M sessions, U users, T targets.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Stream", "known_rows"]
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hiertcn.catalog import Catalog
+from hiertcn.sessions import PARTS, SECOND, Sessions
+
+Ints = npt.NDArray[np.int64]
+
+
+def known_rows(catalog: Catalog, known: Catalog | None = None) -> Ints:
+    """int64 [rows of `catalog` + 1]: the row each item has in the catalog `known` (default: its own), 0 outside it."""
+    rows = np.zeros(catalog.items.height + 1, dtype=np.int64)
+    if known is None:
+        rows[1 : catalog.size + 1] = np.arange(1, catalog.size + 1)
+    else:
+        rows[1:] = known.rows(catalog.items["item_id"])
+    return rows
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Positions of a shard's users.
+
+    An event on an item outside the catalog is no input; it holds its session together, and if it is a target it is
+    asked where it happened: before the next known item of the session, or at a position of row 0 at the session's end.
+    A session of such events alone is never folded, and gaps are counted from the session before it.
+
+    items:           int64 [P]      seen: float64 [P], seconds (see SessionBatch)
+    session_offsets: int64 [M+1]    gaps: float32 [M]      user_offsets: int64 [U+1], users without positions included
+    positions, targets, events: int64 [T], in the order of positions; `events` are places in the shard
+    """
+
+    items: Ints
+    seen: npt.NDArray[np.float64]
+    session_offsets: Ints
+    gaps: npt.NDArray[np.float32]
+    user_offsets: Ints
+    positions: Ints
+    targets: Ints
+    events: Ints
+
+    @classmethod
+    def of(cls, sessions: Sessions, rows: Ints, part: str) -> Stream:
+        """For "train": the events of the train part, each a target. Otherwise: every event of the users with events in
+        `part`, whatever part it is in, up to their last one there; the targets are those of `part`."""
+        asked = sessions.parts == PARTS.index(part)
+        if part == "train":
+            kept = asked
+        else:
+            ends = np.concatenate([np.flatnonzero(asked), [-1]])
+            last = ends[np.searchsorted(ends[:-1], sessions.event_offsets[1:], side="left") - 1]
+            kept = np.arange(len(asked)) <= np.repeat(last, np.diff(sessions.event_offsets))
+        session = np.repeat(np.arange(len(sessions.session_offsets) - 1), np.diff(sessions.session_offsets))[kept]
+        items = rows[sessions.items[kept]]
+        times = sessions.times[kept] / SECOND
+        known, asked = items > 0, asked[kept]
+        count = np.bincount(session, minlength=len(sessions.session_offsets) - 1)
+        begins = np.cumsum(count) - count
+        step = np.cumsum(known) - known
+        step -= step[begins[session]]
+        held = np.bincount(session[known], minlength=len(count))
+        trailing = np.zeros(len(count), dtype=np.int64)
+        trailing[session[asked & ~known & (step == held[session])]] = 1
+        lengths = held + trailing
+        place = (np.cumsum(lengths) - lengths)[session] + step
+        return cls(
+            items=_scattered(items, place, known, int(lengths.sum())),
+            seen=_seen(times, place, known, lengths, count, begins),
+            session_offsets=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]),
+            gaps=_gaps(times, count, begins, held, sessions.user_offsets)[lengths > 0],
+            user_offsets=np.concatenate([[0], np.cumsum(lengths > 0)])[sessions.user_offsets],
+            positions=place[asked],
+            targets=items[asked],
+            events=np.flatnonzero(kept)[asked],
+        )
+
+
+def _scattered(items: Ints, place: Ints, known: npt.NDArray[np.bool_], size: int) -> Ints:
+    out = np.zeros(size, dtype=np.int64)
+    out[place[known]] = items[known]
+    return out
+
+
+def _seen(
+    times: npt.NDArray[np.float64],
+    place: Ints,
+    known: npt.NDArray[np.bool_],
+    lengths: Ints,
+    count: Ints,
+    begins: Ints,
+) -> npt.NDArray[np.float64]:
+    size = int(lengths.sum())
+    seen = np.empty(size + 1)
+    seen[place[known] + 1] = times[known]
+    starts = (np.cumsum(lengths) - lengths)[lengths > 0]
+    seen[starts] = times[begins[(lengths > 0) & (count > 0)]]
+    return seen[:size]
+
+
+def _gaps(
+    times: npt.NDArray[np.float64], count: Ints, begins: Ints, held: Ints, user_offsets: Ints
+) -> npt.NDArray[np.float32]:
+    """float32 [M]: seconds from the end of the user's last session that held a known item; 0 where there is none."""
+    sessions = np.arange(len(count))
+    latest = np.maximum.accumulate(np.where(held > 0, sessions, -1))
+    latest = np.concatenate([[-1], latest[:-1]])[: len(count)]
+    first = user_offsets[np.searchsorted(user_offsets, sessions, side="right") - 1]
+    follows = (latest >= first) & (count > 0)
+    previous = latest[follows]
+    gaps = np.zeros(len(count), dtype=np.float32)
+    gaps[follows] = times[begins[follows]] - times[begins[previous] + count[previous] - 1]
+    return gaps
