@@ -1,0 +1,105 @@
+"""What a person sees of training: a live bar on a terminal, plain lines elsewhere; scalars for TensorBoard."""
+
+from __future__ import annotations
+
+__all__ = ["Progress"]
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+_SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class Progress:
+    """Shows steps and epochs on `console`; `quiet` shows nothing. Reading a loss waits for the device, so it is done seldom."""
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self._console = console or Console(stderr=True)
+        self._quiet = quiet
+        self._live = self._console.is_terminal and not quiet
+        self._bar = Bar(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:,.0f} events/s · loss {task.fields[loss]:.4f} · best {task.fields[best]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._writer: SummaryWriter | None = None
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._writer is not None:
+            self._writer.close()
+
+    def start(self, folder: Path, epochs: int, steps: int, epoch: int, step: int, best: float | None) -> None:
+        """Training goes on at batch `step` of `steps` in `epoch` (from 0) of `epochs`."""
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch * steps + step)
+        self._epochs, self._steps, self._epoch = epochs, steps, epoch
+        self._begun = self._looked = self._spoke = time.monotonic()
+        self._events = self._done = 0
+        self._best = "-" if best is None else f"{best:.4f}"
+        self._task = self._bar.add_task(
+            "",
+            total=epochs * steps,
+            completed=epoch * steps + step,
+            epoch=epoch + 1,
+            rate=0.0,
+            loss=float("nan"),
+            best=self._best,
+        )
+
+    def step(self, done: int, events: int, loss: Tensor) -> None:
+        """Batch `done` (from 1) of the epoch is trained, on `events` targets."""
+        self._events += events
+        self._done += 1
+        now = time.monotonic()
+        if now - self._looked < _SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked = now
+        rate, value, at = self._events / (now - self._begun), float(loss), self._epoch * self._steps + done
+        assert self._writer is not None
+        self._writer.add_scalar("train/loss", value, at)
+        self._writer.add_scalar("train/events_per_second", rate, at)
+        self._bar.update(self._task, completed=at, rate=rate, loss=value)
+        if not self._live and now - self._spoke >= _SECONDS_BETWEEN_LINES:
+            self._spoke = now
+            left = (self._epochs * self._steps - at) * (now - self._begun) / self._done
+            self.say(
+                f"epoch {self._epoch + 1}/{self._epochs} batch {done}/{self._steps} loss {value:.4f} "
+                f"{rate:,.0f} events/s, at most {left / 60:.1f} min left"
+            )
+
+    def epoch(self, line: dict[str, Any], metric: str, best: float) -> None:
+        """An epoch is trained and validated: `line` holds its loss and validation metrics."""
+        self._epoch = int(line["epoch"])
+        self._best = f"{best:.4f}"
+        self._bar.update(self._task, completed=self._epoch * self._steps, epoch=self._epoch + 1, best=self._best)
+        assert self._writer is not None
+        for name, value in line.items():
+            if name not in ("epoch", "loss"):
+                self._writer.add_scalar(f"valid/{name}", value, self._epoch)
+        self.say(
+            f"epoch {self._epoch}/{self._epochs} loss {line['loss']:.4f} validation {metric} {line[metric]:.4f} "
+            f"recall@10 {line['recall@10']:.4f} (best {metric} {best:.4f})"
+        )
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(text, highlight=False)
