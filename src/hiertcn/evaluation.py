@@ -1,0 +1,255 @@
+"""Evaluation of a model on one part of a cache: ranks, metrics, segments, predictions."""
+
+from __future__ import annotations
+
+__all__ = ["Evaluation", "Targets", "evaluate", "evaluate_model", "simple_model"]
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from hiertcn.artifact import Run
+from hiertcn.cache import Cache
+from hiertcn.catalog import Catalog
+from hiertcn.errors import InputError, nearest
+from hiertcn.events import as_logged
+from hiertcn.files import written_aside
+from hiertcn.metrics import Table, measure
+from hiertcn.models import CONFIGS, Model, build, trainable
+from hiertcn.ranking import Ranks, rank, ranking_batches
+from hiertcn.sessions import PARTS, SECOND, Sessions
+from hiertcn.streams import Ints, known_rows
+
+TOP = 20
+_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is known of T target events, apart from any model; each int64 [T] unless said.
+
+    user: place of the user in the cache     step: place in the session, from 1
+    earlier_sessions: of the user            seen: bool, whether the user had the item before
+    gap: float64, seconds from the user's previous event to the session's first; NaN in the first session
+    """
+
+    user: Ints
+    step: Ints
+    earlier_sessions: Ints
+    seen: npt.NDArray[np.bool_]
+    gap: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, cache: Cache, events: Ints) -> Targets:
+        """Of the events at `events` [T], ascending places in the cache."""
+        pieces, first_event, first_user = [], 0, 0
+        for index in range(len(cache)):
+            sessions = cache.shard(index).sessions
+            mine = events[(events >= first_event) & (events < first_event + len(sessions.items))] - first_event
+            pieces.append(_describe(sessions, mine, first_user))
+            first_event += len(sessions.items)
+            first_user += len(sessions.user_offsets) - 1
+        return cls(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+
+    def segments(self) -> dict[str, npt.NDArray[np.str_]]:
+        """For each way to divide targets, the segment [T] of each."""
+        gap = np.nan_to_num(self.gap, nan=-1.0)
+        return {
+            "event of the session": _bucket(self.step, [1, 2, 3, 6, 11], ["", "first", "2nd", "3–5", "6–10", "11+"]),
+            "earlier sessions": _bucket(self.earlier_sessions, [1, 5, 20], ["0", "1–4", "5–19", "20+"]),
+            "item": np.where(self.seen, "seen before", "new to the user"),
+            "gap before the session": _bucket(
+                gap,
+                [0, 6 * _HOUR, 24 * _HOUR, 168 * _HOUR],
+                ["no earlier session", "< 6 h", "6–24 h", "1–7 d", "≥ 7 d"],
+            ),
+        }
+
+
+def _bucket(values: npt.NDArray[Any], edges: list[int], names: list[str]) -> npt.NDArray[np.str_]:
+    return np.array(names)[np.searchsorted(edges, values, side="right")]
+
+
+def _describe(sessions: Sessions, events: Ints, first_user: int) -> tuple[npt.NDArray[Any], ...]:
+    session = np.searchsorted(sessions.session_offsets, events, side="right") - 1
+    user = np.searchsorted(sessions.user_offsets, session, side="right") - 1
+    begin = sessions.session_offsets[session]
+    earlier = session - sessions.user_offsets[user]
+    gap = np.where(earlier > 0, (sessions.times[begin] - sessions.times[np.maximum(begin - 1, 0)]) / SECOND, np.nan)
+    owner = np.repeat(np.arange(len(sessions.user_offsets) - 1), np.diff(sessions.event_offsets))
+    pairs = owner * (int(sessions.items.max(initial=0)) + 1) + sessions.items
+    _, first, index = np.unique(pairs, return_index=True, return_inverse=True)
+    return user + first_user, events - begin + 1, earlier, first[index[events]] < events, gap
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model ranks the targets of one part of a cache. Ranks are exact over the model's whole catalog."""
+
+    name: str
+    part: str
+    cache: Cache
+    catalog: Catalog
+    ranks: Ranks
+    targets: Targets
+
+    @property
+    def ranked(self) -> npt.NDArray[np.bool_]:
+        """bool [T]: targets on items of the catalog. The others have no rank; they are counted, not scored."""
+        return ~np.isnan(self.ranks.ranks)
+
+    @cached_property
+    def table(self) -> Table:
+        return measure(self.ranks.ranks[self.ranked], self.targets.user[self.ranked], self.catalog.size)
+
+    @cached_property
+    def segments(self) -> dict[str, dict[str, Table]]:
+        """For each way to divide targets, the table of each segment, in a natural order."""
+        out: dict[str, dict[str, Table]] = {}
+        for way, names in self.targets.segments().items():
+            _, order = np.unique(names[self.ranked], return_index=True)
+            found = [names[self.ranked][i] for i in sorted(order)]
+            out[way] = {
+                str(name): measure(
+                    self.ranks.ranks[self.ranked & (names == name)],
+                    self.targets.user[self.ranked & (names == name)],
+                    self.catalog.size,
+                    resamples=200,
+                )
+                for name in found
+            }
+        return out
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the single ranks, ready for `json.dumps`."""
+        return {
+            "model": self.name,
+            "part": self.part,
+            "split": self.cache.manifest.split,
+            "candidates": self.catalog.size,
+            "targets": len(self.ranks.ranks),
+            "targets_outside_the_catalog": int((~self.ranked).sum()),
+            "metrics": asdict(self.table),
+            "segments": {
+                way: {name: asdict(table) for name, table in tables.items()} for way, tables in self.segments.items()
+            },
+        }
+
+    def predictions(self) -> pl.DataFrame:
+        """A line for each target: user_id, time and item_id as in the log, rank (null outside the catalog), topk (ids)."""
+        users, times, items = [], [], []
+        first = 0
+        for index in range(len(self.cache)):
+            shard = self.cache.shard(index)
+            sessions = shard.sessions
+            mine = self.ranks.events[(self.ranks.events >= first) & (self.ranks.events < first + len(sessions.items))]
+            mine = mine - first
+            users.append(shard.user_ids.gather(np.searchsorted(sessions.event_offsets, mine, side="right") - 1))
+            times.append(sessions.times[mine])
+            items.append(sessions.items[mine])
+            first += len(sessions.items)
+        ids = self.catalog.ids
+        width = self.ranks.top.shape[1]
+        top = pl.Series("topk", ids.gather(self.ranks.top.ravel() - 1)).reshape((-1, width)).arr.to_list()
+        return pl.DataFrame(
+            {
+                "user_id": pl.concat(users),
+                "time": as_logged(np.concatenate(times), self.cache.manifest.time_form),
+                "item_id": self.cache.catalog.items["item_id"].gather(np.concatenate(items) - 1),
+                "rank": pl.Series(self.ranks.ranks).fill_nan(None),
+                "topk": top,
+            }
+        )
+
+    def write_predictions(self, path: Path) -> None:
+        """Write `predictions` as Parquet, whole or not at all."""
+        with written_aside(path) as aside:
+            self.predictions().write_parquet(aside)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name} on {self.part}: {self.table.targets} targets of {self.table.users} users ranked among "
+            f"{self.catalog.size} items; {int((~self.ranked).sum())} targets on items outside the catalog",
+            f"{'':22}{'per event':>10}  {'95% interval':18}{'per user':>10}  {'95% interval':18}",
+        ]
+        for name in self.table.event:
+            cells = [
+                f"{value[name]:10.4f}  {'–'.join(f'{v:.4f}' for v in interval[name]):18}"
+                for value, interval in (
+                    (self.table.event, self.table.event_interval),
+                    (self.table.user, self.table.user_interval),
+                )
+            ]
+            lines.append(f"{name:22}{''.join(cells)}")
+        return "\n".join(lines)
+
+    def segment_lines(self) -> str:
+        """Recall@10 and MRR per event of each segment, as lines for a person."""
+        lines = [f"{'segment':44}{'targets':>9}{'recall@10':>11}{'mrr':>9}"]
+        for way, tables in self.segments.items():
+            for name, table in tables.items():
+                lines.append(
+                    f"{way + ': ' + name:44}{table.targets:9,}{table.event['recall@10']:11.4f}{table.event['mrr']:9.4f}"
+                )
+        return "\n".join(lines)
+
+
+def evaluate_model(
+    model: Model, catalog: Catalog, cache: Cache, part: str, *, top: int = 0, users: float = 1.0, name: str = ""
+) -> Evaluation:
+    """Rank the events of `part` ("valid" or "test") with a model over `catalog`; the state rolls through all events before.
+
+    `users` is the share of users to read. Raises InputError if the part holds no event.
+    """
+    if part not in PARTS[1:]:
+        raise InputError(f"{part!r} is not a part to evaluate; expected one of {', '.join(PARTS[1:])}.")
+    own = catalog.fingerprint == cache.catalog.fingerprint
+    rows = known_rows(cache.catalog, None if own else catalog)
+    batches = ranking_batches(cache, part, rows, users)
+    if not batches.targets:
+        raise InputError(
+            f"The {part} part of {cache.path} holds no event, so there is nothing to evaluate. "
+            "Prepare the log with another --split or other fractions."
+        )
+    ranks = rank(model, batches, batches.rows, top=top)
+    return Evaluation(name, part, cache, catalog, ranks, Targets.of(cache, ranks.events))
+
+
+def evaluate(
+    run: Run | str | Path,
+    cache: Cache | str | Path | None = None,
+    split: str = "test",
+    *,
+    model: str | None = None,
+    top: int = 0,
+) -> Evaluation:
+    """Evaluate a trained model on one part of a prepared log.
+
+    run:   the model directory
+    cache: the prepared log; None is the one the model was trained on. Items of another log are matched by id
+    split: the part, "valid" or "test"
+    model: "popularity" or "last_items" ranks the same targets by that instead, over the run's catalog
+    top:   how many of the items ranked first to keep for each target
+
+    Raises InputError or ArtifactError if one of them is not what it should be.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    cache = cache if isinstance(cache, Cache) else Cache(cache or run.manifest["cache"]["path"])
+    ranker, name = (run.model, run.name) if model is None else (simple_model(model, run.catalog), model)
+    return evaluate_model(ranker, run.catalog, cache, split, top=top, name=name)
+
+
+def simple_model(name: str, catalog: Catalog) -> Model:
+    """A model that needs no training. Raises InputError for the name of one that does."""
+    simple = [known for known, config in CONFIGS.items() if not trainable(config)]
+    if name not in simple:
+        raise InputError(
+            f"{name!r} is not a model that can be evaluated without training{nearest(name, simple)}; "
+            f"those are {', '.join(simple)}. Train the others with `hiertcn train --preset`."
+        )
+    return build(CONFIGS[name](), catalog.train_events, seed=0)
