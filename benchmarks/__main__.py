@@ -1,0 +1,21 @@
+"""Run the benchmarks named on the command line, or all."""
+
+import sys
+
+from benchmarks import accuracy, evaluation, generator, preparation, training_speed
+from benchmarks.record import main
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            {
+                "generator": generator.run,
+                "training_speed": training_speed.run,
+                "evaluation": evaluation.run,
+                "preparation": preparation.run,
+                "accuracy_last": accuracy.run_last,
+                "accuracy_users": accuracy.run_users,
+            },
+            sys.argv[1:],
+        )
+    )

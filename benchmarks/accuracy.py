@@ -1,0 +1,102 @@
+"""Every model on a real log: `last` and `users` splits, whole catalog, intervals by bootstrap over users."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.record import real_log, record, scratch
+from hiertcn.evaluation import Evaluation, evaluate
+from hiertcn.metrics import difference
+from hiertcn.preparation import prepare
+from hiertcn.progress import Progress
+from hiertcn.settings import read_settings
+from hiertcn.training import train
+
+PRESETS = ("small", "paper", "hrnn", "gru", "moving_average")
+COUNTED = ("last_items", "popularity")
+SHOWN = ("recall@1", "recall@10", "recall@20", "mrr", "mean_rank_percentile")
+
+
+def run_last() -> None:
+    _run("last")
+
+
+def run_users() -> None:
+    _run("users")
+
+
+def _run(split: str) -> None:
+    seconds: dict[str, float] = {}
+    found: dict[str, Evaluation] = {}
+    with scratch() as folder:
+        begun = time.perf_counter()
+        cache = prepare(real_log(), folder / "cache", split=split, session_gap=1800, min_item_events=5)
+        seconds["prepare"] = time.perf_counter() - begun
+        for preset in PRESETS:
+            sys.stderr.write(f"{split}: {preset}\n")
+            begun = time.perf_counter()
+            run = train(cache, *read_settings(preset), folder / preset, progress=Progress())
+            found[preset] = evaluate(run, cache)
+            seconds[preset] = time.perf_counter() - begun
+        for name in COUNTED:
+            found[name] = evaluate(folder / "small", cache, model=name)
+        figures: dict[str, Any] = {
+            "split": cache.manifest.split,
+            "catalog": cache.manifest.items,
+            "seconds": seconds,
+            "threads": torch.get_num_threads(),
+            "models": {name: one.as_json() for name, one in found.items()},
+            "small_minus_other": {
+                name: _difference(found["small"], one) for name, one in found.items() if name != "small"
+            },
+        }
+        first = found["small"]
+        rows = [
+            [
+                name,
+                *(
+                    f"{one.table.event[m]:.4f} ({one.table.event_interval[m][0]:.4f}–{one.table.event_interval[m][1]:.4f})"
+                    for m in SHOWN
+                ),
+                f"{one.table.user['recall@10']:.4f}",
+                f"{one.table.user['mrr']:.4f}",
+                f"{seconds[name]:.0f}" if name in seconds else "",
+            ]
+            for name, one in found.items()
+        ]
+        notes = [
+            f"Split `{split}`, gap 1800 s, items with at least 5 events: {first.table.targets:,} targets of "
+            f"{first.table.users:,} users ranked among {cache.manifest.items:,} items; {int((~first.ranked).sum()):,} more "
+            "are on items outside the catalog and have no rank. 95% intervals by bootstrap over users. Seconds are of "
+            "training and evaluation together.",
+            "This split trains on events later than some test events: it measures how well a user's next item is found, "
+            "not how well a model trained today does tomorrow.",
+            "Paired differences of `small` per event: "
+            + "; ".join(
+                f"{name} recall@10 {_signed(d, 'recall@10')}, mrr {_signed(d, 'mrr')}"
+                for name, d in figures["small_minus_other"].items()
+            )
+            + ".",
+        ]
+    record(
+        f"accuracy_{split}",
+        figures,
+        ["preset or model", *SHOWN, "recall@10 per user", "mrr per user", "seconds"],
+        rows,
+        notes,
+    )
+
+
+def _difference(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
+    kept = ours.ranked
+    table = difference(ours.ranks.ranks[kept], theirs.ranks.ranks[kept], ours.targets.user[kept], ours.catalog.size)
+    return {name: {"mean": table.event[name], "interval": table.event_interval[name]} for name in table.event}
+
+
+def _signed(found: dict[str, Any], metric: str) -> str:
+    low, high = found[metric]["interval"]
+    return f"{found[metric]['mean']:+.4f} ({low:+.4f}…{high:+.4f})"

@@ -1,0 +1,159 @@
+"""Training events/s of HierTCN against HRNN, its own padded form, and what matrix products alone would allow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.padded import padded_forward
+from benchmarks.record import real_log, record, scratch
+from hiertcn.batching import SessionBatches
+from hiertcn.cache import Cache
+from hiertcn.losses import sampled_softmax
+from hiertcn.models import HierTCNConfig, HRNNConfig, VectorModel, build
+from hiertcn.models.hiertcn import HierTCN
+from hiertcn.negatives import NegativeSampler
+from hiertcn.optimizer import Optimizer
+from hiertcn.preparation import prepare
+from hiertcn.ragged import SessionBatch
+from hiertcn.streams import known_rows
+
+ROWS, SESSIONS, CHUNK, NEGATIVES = 32, 10, 20, 512
+WARM, MEASURED = 10, 60
+Forward = Callable[[SessionBatch, Tensor], tuple[Tensor, Tensor]]
+
+
+class Trainer:
+    """The steps of the training loop around one forward pass."""
+
+    def __init__(self, model: VectorModel, forward: Forward, events: np.ndarray) -> None:
+        self.model, self.forward = model, forward
+        self.optimizer = Optimizer(model, 1e-3, 0.0, 1.0)
+        self.sampler = NegativeSampler(events, NEGATIVES, 0, 1.0, False)
+        self.carried = model.zero_state(ROWS)
+        self.seconds: list[float] = []
+
+    def step(self, batch: SessionBatch, number: int) -> None:
+        for cached in ("by_user", "by_session", "_lags"):
+            batch.__dict__.pop(cached, None)
+        begun = time.perf_counter()
+        queries, after = self.forward(batch, batch.initial(self.carried))
+        negatives = self.sampler.draw(batch.targets, np.random.default_rng(number))
+        asked = queries.index_select(0, batch.positions)
+        sampled_softmax(asked, batch.targets, self.model.vectors, self.model.bias, negatives).backward()
+        self.optimizer.step()
+        self.carried = batch.carry(self.carried, after)
+        self.seconds.append(time.perf_counter() - begun)
+
+
+def products(batch: SessionBatch, model: HierTCN) -> list[tuple[int, int, int]]:
+    """(m, k, n) of every matrix product of one forward pass: the model's on the positions that need them, and the loss's."""
+    positions, sessions, folds = len(batch.items), batch.sessions, len(batch.folds)
+    shapes = [
+        (positions, model.config.dim, model.config.channels[0]),
+        (sessions, model.state_size, model.config.channels[0]),
+    ]
+    for cell in model.high.layers:
+        shapes += [
+            (folds, cell.weight_ih.shape[1], len(cell.weight_ih)),
+            (folds, cell.weight_hh.shape[1], len(cell.weight_hh)),
+        ]
+    for block in model.tcn.blocks:
+        for tap, weight in enumerate(block.weight):
+            begin, _ = batch.lag(tap * block.dilation) if tap else (0, None)
+            shapes.append((positions - begin, *weight.shape))
+    shapes.append((positions, model.config.channels[-1], model.config.dim))
+    shapes.append((len(batch.targets), model.config.dim, NEGATIVES))
+    return shapes
+
+
+def seconds_of(shapes: list[tuple[int, int, int]]) -> float:
+    """Seconds of those products and of the two of each one's backward pass, and nothing else."""
+    operands = [(torch.randn(m, k), torch.randn(k, n), torch.randn(m, n)) for m, k, n in shapes]
+    begun = time.perf_counter()
+    for left, right, grad in operands:
+        left @ right
+        grad @ right.T
+        left.T @ grad
+    return time.perf_counter() - begun
+
+
+def run() -> None:
+    with scratch() as folder:
+        cache = prepare(real_log(), folder / "cache", min_item_events=5)
+        measure(cache, Path(cache.path))
+
+
+def measure(cache: Cache, _: Path) -> None:
+    events = cache.catalog.train_events
+    paper = HierTCNConfig(head="embedding")
+    models: dict[str, VectorModel] = {
+        "HierTCN": build(paper, events, 0),  # type: ignore[dict-item]
+        "HierTCN, padded session by session": build(paper, events, 0),  # type: ignore[dict-item]
+        "HRNN": build(HRNNConfig(units=184), events, 0),  # type: ignore[dict-item]
+    }
+    padded = models["HierTCN, padded session by session"]
+    assert isinstance(padded, HierTCN)
+    trainers = {name: Trainer(model, model, events) for name, model in models.items()}
+    trainers["HierTCN, padded session by session"].forward = lambda batch, state: padded_forward(padded, batch, state)
+    sizes = {name: sum(p.numel() for p in m.parameters()) - m.items.weight.numel() for name, m in models.items()}
+    batches = SessionBatches(
+        cache,
+        "train",
+        item_rows=known_rows(cache.catalog),
+        rows=ROWS,
+        sessions=SESSIONS,
+        chunk=CHUNK,
+        shuffle=True,
+    )
+    trained, alone = 0, []
+    for number, batch in enumerate(islice(batches, WARM + MEASURED)):
+        for trainer in trainers.values():
+            trainer.step(batch, number)
+        if number == 0:
+            apart = float((models["HierTCN"].items.weight - padded.items.weight).abs().max())
+        alone.append(seconds_of(products(batch, padded)))
+        trained += len(batch.targets) if number >= WARM else 0
+    seconds = {name: trainer.seconds[WARM:] for name, trainer in trainers.items()} | {"products": alone[WARM:]}
+    # The median of each step's ratio: what else the machine does meets all of a step alike.
+    mine = np.array(seconds["HierTCN"])
+    ratio = {name: float(np.median(np.array(values) / mine)) for name, values in seconds.items()}
+    rate = {name: trained / float(np.sum(values)) for name, values in seconds.items()}
+    figures = {
+        "events_per_second": rate,
+        "seconds_over_hiertcn": ratio,
+        "parameters_without_item_vectors": sizes,
+        "share_of_matrix_products": ratio["products"],
+        "largest_weight_difference_padded_after_one_step": apart,
+        "settings": {
+            "rows": ROWS,
+            "sessions": SESSIONS,
+            "chunk": CHUNK,
+            "negatives": NEGATIVES,
+            "threads": torch.get_num_threads(),
+        },
+        "steps": MEASURED,
+        "events_a_step": trained / MEASURED,
+    }
+    rows = [
+        [name, f"{sizes.get(name, 0):,}" if name in sizes else "", f"{rate[name]:,.0f}", f"{ratio[name]:.2f}"]
+        for name in rate
+    ]
+    record(
+        "training_speed",
+        figures,
+        ["what", "parameters", "training events/s", "seconds over HierTCN's (median of steps)"],
+        rows,
+        [
+            f"Batches of {ROWS} rows × {SESSIONS} chunks of at most {CHUNK} events of a real log, shared by all in turn; "
+            f"sampled softmax with {NEGATIVES} shared negatives, Adam, clipping; {MEASURED} steps after {WARM} to warm up.",
+            '"products" is the time of the matrix products of HierTCN\'s step alone (forward and backward, only those '
+            f"that its unpadded form needs): HierTCN trains at {ratio['products']:.0%} of that rate.",
+        ],
+    )

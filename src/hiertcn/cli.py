@@ -1,0 +1,333 @@
+"""The command line: parse, call, print. Torch is loaded by the verbs that need it only."""
+
+from __future__ import annotations
+
+__all__ = ["app", "main"]
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from hiertcn import __version__
+from hiertcn.cache import Cache
+from hiertcn.errors import HiertcnError, InputError
+from hiertcn.files import write_text, written_aside
+from hiertcn.inspection import describe, inspection
+from hiertcn.preparation import prepare as prepare_log
+from hiertcn.synth import SimulationConfig
+from hiertcn.synth import shuffled as shuffled_log
+from hiertcn.synth import simulate as simulate_log
+
+app = typer.Typer(
+    help="From an event log to next-item recommendations.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_console = Console(stderr=True)
+_TEXT = "Columns"
+_FILTERS = "Filters"
+_SPLIT = "Split"
+_READING = "Reading"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A model directory, from `hiertcn train`.")]
+OtherCache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Another prepared log; items are matched by id.", show_default="the run's"),
+]
+
+
+def _say(text: str) -> None:
+    _console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"hiertcn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None: ...
+
+
+@app.command(epilog="Example: hiertcn prepare events.parquet --out cache --session-gap 1800 --min-item-events 5")
+def prepare(
+    log: Annotated[
+        list[str], typer.Argument(metavar="LOG…", help="Parquet, CSV, TSV or JSONL; files, a folder or a glob.")
+    ],
+    out: Annotated[Path, typer.Option(help="The cache to write.")],
+    preset: Annotated[str | None, typer.Option(help="Options of a known public set.")] = None,
+    catalog: Annotated[Path | None, typer.Option(help="Items for people: id, title, link (Parquet or CSV).")] = None,
+    user_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
+    item_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
+    time_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
+    session_column: Annotated[
+        str | None, typer.Option(help="Sessions begin where this changes.", rich_help_panel=_TEXT)
+    ] = None,
+    type_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
+    offset_column: Annotated[
+        str | None, typer.Option(help="Milliseconds to add to the time.", rich_help_panel=_TEXT)
+    ] = None,
+    session_gap: Annotated[
+        float | None, typer.Option(help="Seconds; a gap of at least this begins a session.", show_default="1800")
+    ] = None,
+    drop_types: Annotated[
+        str | None, typer.Option(help="Event types to leave out, a,b,c.", rich_help_panel=_FILTERS)
+    ] = None,
+    min_item_events: Annotated[int | None, typer.Option(show_default="1", rich_help_panel=_FILTERS)] = None,
+    min_user_events: Annotated[int | None, typer.Option(show_default="2", rich_help_panel=_FILTERS)] = None,
+    max_user_events: Annotated[
+        int | None, typer.Option(help="Users with more are left out.", rich_help_panel=_FILTERS)
+    ] = None,
+    cap_user_events: Annotated[
+        int | None,
+        typer.Option(help="Of users with more, the last are kept.", show_default="100000", rich_help_panel=_FILTERS),
+    ] = None,
+    keep_duplicates: Annotated[bool | None, typer.Option("--keep-duplicates", rich_help_panel=_FILTERS)] = None,
+    unknown_items: Annotated[
+        str | None,
+        typer.Option(
+            help="Items not in --catalog: train, drop or error.", show_default="train", rich_help_panel=_FILTERS
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="time, users, last or column:NAME.", show_default="last", rich_help_panel=_SPLIT)
+    ] = None,
+    fractions: Annotated[
+        str | None, typer.Option(help="Train, valid, test.", show_default="0.8,0.1,0.1", rich_help_panel=_SPLIT)
+    ] = None,
+    cuts: Annotated[
+        str | None, typer.Option(help="Two times, A,B, where valid and test begin.", rich_help_panel=_SPLIT)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the split by users.", show_default="0", rich_help_panel=_SPLIT)
+    ] = None,
+    header: Annotated[bool | None, typer.Option("--header/--no-header", rich_help_panel=_READING)] = None,
+    separator: Annotated[str | None, typer.Option(show_default="found", rich_help_panel=_READING)] = None,
+    time_unit: Annotated[
+        str | None, typer.Option(help="s, ms, us or ns.", show_default="found", rich_help_panel=_READING)
+    ] = None,
+    tz: Annotated[str | None, typer.Option(help="Zone of times that have none.", rich_help_panel=_READING)] = None,
+    max_bad_rows: Annotated[
+        float | None, typer.Option(help="Share of rows.", show_default="0.001", rich_help_panel=_READING)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache at --out.")] = False,
+) -> None:
+    """Prepare a log of who, what, when: filter, split, cut into sessions, write a cache."""
+    options = {k: v for k, v in locals().items() if k not in ("log", "out", "preset", "catalog", "overwrite")}
+    options["fractions"] = _numbers(fractions, "--fractions", 3)
+    options["cuts"] = _cuts(cuts)
+    prepare_log(log, out, catalog=catalog, preset=preset, overwrite=overwrite, report=_say, **options)
+
+
+def _numbers(text: str | None, flag: str, count: int) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise InputError(f"{flag} is {text!r}; expected {count} numbers with commas between, such as 0.8,0.1,0.1.")
+    return numbers
+
+
+def _cuts(text: str | None) -> tuple[str | float, ...] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2:
+        raise InputError(f"--cuts is {text!r}; expected two times with a comma between.")
+    return tuple(float(part) if part.lstrip("-").replace(".", "", 1).isdigit() else part for part in parts)
+
+
+@app.command(epilog="Example: hiertcn inspect cache --json")
+def inspect(
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")],
+    as_json: Json = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its digest.")] = False,
+) -> None:
+    """Say what is in a cache: counts, sessions per user, gap, split, vectors, size."""
+    opened = Cache(cache)
+    if verify:
+        opened.verify()
+    found = inspection(opened)
+    typer.echo(json.dumps(found, indent=1) if as_json else describe(found))
+
+
+@app.command(epilog="Example: hiertcn train cache --out runs/a --epochs 5")
+def train(
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")],
+    out: Annotated[Path, typer.Option(help="The model directory to write.")],
+    preset: Annotated[str, typer.Option(help="small, paper, hrnn, gru or moving_average.")] = "small",
+    config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the train part at most.")] = None,
+    loss: Annotated[str | None, typer.Option(help="cross_entropy or sampled_softmax.")] = None,
+    learning_rate: Annotated[float | None, typer.Option()] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of a batch.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Size of item vectors.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Train even if memory may not suffice.")] = False,
+) -> None:
+    """Train a model; the one that ranks the validation part best is kept."""
+    from hiertcn.progress import Progress
+    from hiertcn.settings import read_settings
+    from hiertcn.training import train as train_model
+
+    given = {
+        "epochs": epochs,
+        "loss": loss,
+        "learning_rate": learning_rate,
+        "rows": rows,
+        "seed": seed,
+        "device": device,
+    }
+    model_config, train_config = read_settings(preset, config, {"dim": dim}, given)
+    run = train_model(
+        cache, model_config, train_config, out, resume=resume, allow_memory=yes, progress=Progress(_console)
+    )
+    best = run.manifest["validation"]
+    _say(
+        f"{out}: {run.name}, best after epoch {best['epoch']}: validation mrr {best['mrr']:.4f}, recall@10 {best['recall@10']:.4f}"
+    )
+
+
+@app.command(
+    epilog="Example: hiertcn evaluate runs/a --split test --json metrics.json --predictions predictions.parquet"
+)
+def evaluate(
+    run: RunFolder,
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    cache: OtherCache = None,
+    model: Annotated[str | None, typer.Option(help="Rank by popularity or last_items instead.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics and segments.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a row for each target (Parquet).")
+    ] = None,
+) -> None:
+    """Rank every target among the whole catalog; metrics per event and per user, with intervals, and by segment."""
+    from hiertcn.evaluation import TOP
+    from hiertcn.evaluation import evaluate as evaluate_run
+
+    found = evaluate_run(run, cache, split, model=model, top=TOP if predictions else 0)
+    if json_file:
+        write_text(json_file, json.dumps(found.as_json(), indent=1))
+    if predictions:
+        found.write_predictions(predictions)
+    typer.echo(found)
+    typer.echo(found.segment_lines())
+
+
+@app.command(epilog="Example: hiertcn recommend runs/a --user u1 -k 10 --exclude-seen")
+def recommend(
+    run: RunFolder,
+    user: Annotated[str | None, typer.Option(help="A user of the prepared log.")] = None,
+    history: Annotated[
+        Path | None, typer.Option(help="A log with the events of one person, who need not be in the prepared log.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many items, 1 to 500.")] = 10,
+    exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what the person had.")] = False,
+    cache: OtherCache = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend the next items for a user of the log, or for anyone from a history of events."""
+    from hiertcn.artifact import Run
+    from hiertcn.histories import history_in_cache, history_in_file
+    from hiertcn.recommender import Recommender
+
+    if (user is None) == (history is None):
+        raise InputError("Give either --user ID (of the prepared log) or --history FILE (the events of one person).")
+    opened = Run(run)
+    if history is not None:
+        items, times = history_in_file(history)
+    else:
+        items, times = history_in_cache(Cache(cache or opened.manifest["cache"]["path"]), str(user))
+    found = Recommender.load(opened).recommend_history(items, times, k=k, exclude_seen=exclude_seen)
+    if as_json:
+        typer.echo(json.dumps([entry._asdict() for entry in found], ensure_ascii=False))
+        return
+    if not found or found[0].source == "popular":
+        _say("No event of this person is known to the model: these are the most popular items.")
+    for entry in found:
+        typer.echo(f"{entry.item}\t{entry.score:.4f}\t{entry.title or ''}")
+
+
+@app.command(epilog="Example: hiertcn simulate --out events.parquet --users 2000")
+def simulate(
+    out: Annotated[Path, typer.Option(help="The log to write (Parquet).")],
+    users: Annotated[int, typer.Option()] = 2000,
+    sessions: Annotated[float, typer.Option(help="Mean of a user.")] = 15,
+    session_length: Annotated[float, typer.Option(help="Mean events of a session.")] = 4,
+    loyalty: Annotated[float, typer.Option(help="Share of events that follow the user's taste.")] = 0.5,
+    noise: Annotated[float, typer.Option(help="Share of events that are any item.")] = 0.1,
+    seed: Annotated[int, typer.Option()] = 0,
+    shuffled: Annotated[bool, typer.Option("--shuffled", help="The control: items permuted over all events.")] = False,
+) -> None:
+    """Simulate a log whose best possible ranking is known: long-term taste × session intent × noise."""
+    config = SimulationConfig(
+        users=users, sessions=sessions, session_length=session_length, loyalty=loyalty, noise=noise, seed=seed
+    )
+    log = simulate_log(config)
+    if shuffled:
+        log = shuffled_log(log, seed)
+    with written_aside(out) as aside:
+        log.write_parquet(aside)
+    _say(f"{out}: {log.height:,} events of {users:,} users; {json.dumps(asdict(config))}")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: hiertcn demo --out demo --log events.parquet --item-column article",
+)
+def demo(
+    ctx: typer.Context,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("demo"),
+    log: Annotated[str | None, typer.Option(help="A log of your own.", show_default="a simulated one")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes at most, for every model.")] = None,
+) -> None:
+    """The main job on a simulated log, or on your own: prepare, train, evaluate, recommend, report.
+
+    Options of `hiertcn prepare` are passed on to it.
+    """
+    from hiertcn.demo import run_demo
+
+    def prepare_into(source: str, cache: Path) -> Cache:
+        app(["prepare", source, "--out", str(cache), "--overwrite", *ctx.args], standalone_mode=False)
+        return Cache(cache)
+
+    run_demo(out, log, prepare_into, _console, epochs)
+
+
+def main() -> NoReturn:
+    """Run the command line; errors raised on purpose become one paragraph and an exit code."""
+    try:
+        result: Any = app(standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except HiertcnError as error:
+        _say(f"Error: {error}")
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        usage = getattr(error, "show", None)
+        if usage is None:
+            raise
+        usage()
+        sys.exit(2)

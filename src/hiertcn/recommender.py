@@ -1,0 +1,272 @@
+"""Recommendations for one person at a time, following each event: what training and evaluation compute, online.
+
+There is one way from events to an answer. The events that the long-term state has not read yet, and after them an event
+on no item at the moment asked about, become a Stream and a SessionBatch as in evaluation; the model's own `forward` and
+`fold` do the rest. Whole histories and single events differ only in how many events are still to be read.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Recommendation", "Recommender"]
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hiertcn.artifact import Run
+from hiertcn.errors import InputError
+from hiertcn.quarantine import shown
+from hiertcn.ragged import SessionBatch, pack_sessions
+from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
+from hiertcn.states import StateStore, UserState, open_states
+from hiertcn.states.state import DIGEST
+from hiertcn.streams import Stream
+
+MOST = 500
+LONGEST_ID = 256
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST, _LATEST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (1971, 2200))
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+Id = str | int
+Time = float | int | datetime
+
+
+class Recommendation(NamedTuple):
+    """An item, by its id in the log. `source` says what `score` is: "model", or "popular", the item's train events."""
+
+    item: Id
+    score: float
+    title: str | None
+    source: str
+
+
+class Recommender:
+    """A trained model and the states of its users. Times are seconds since 1970 UTC, or datetimes with a zone.
+
+    A context manager that closes the store. Safe to use from several threads.
+    """
+
+    def __init__(self, run: Run, states: StateStore) -> None:
+        self.states = states
+        self._model, self._catalog, self._session_gap = run.model, run.catalog, run.session_gap
+        self._digest = _digest(run)
+        self._ids = self._catalog.ids
+        self._rows = np.arange(self._catalog.size + 1)
+        self._popular = torch.from_numpy(self._catalog.train_events[1:].astype(np.float64))
+
+    @classmethod
+    def load(cls, run: str | Path | Run, states: str | StateStore = "memory:") -> Self:
+        """The model of the directory `run`, with the store `states` ("memory:", "sqlite:///FILE", or an open one).
+
+        Raises ArtifactError for a directory that is damaged or none, and what `open_states` raises.
+        """
+        run = run if isinstance(run, Run) else Run(run)
+        # A damaged model is found before a store is made.
+        _ = run.model
+        return cls(run, open_states(states) if isinstance(states, str) else states)
+
+    def close(self) -> None:
+        """Close the store."""
+        self.states.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def observe(self, user: Id, item: Id, time: Time) -> None:
+        """Take in that `user` picked `item` at `time`. An item outside the catalog counts for the session's time only.
+
+        Raises InputError for an id or a time that can't be one, and for a time before the user's last event.
+        """
+        key, row, at = _key(user, "user"), self._row(item), _microseconds(time)
+        self.states.update(key, lambda stored: self._after(self._state(stored), row, at).to_bytes(self._digest))
+
+    def recommend(
+        self, user: Id, k: int = 10, *, exclude_seen: bool = False, time: Time | None = None
+    ) -> list[Recommendation]:
+        """The `k` items (1 … 500; fewer where the catalog has fewer) that `user` is most likely to pick next.
+
+        time:         when it is asked. If that begins a session, the running one is taken as finished; nothing is
+                      stored. Without it, the session is still running
+        exclude_seen: leave out the last 256 items that the user had
+
+        Of a user without an event on a known item nothing is known: the most popular items, and `source` says so.
+        Raises InputError for a bad argument, ArtifactError if the store holds a damaged or foreign state for the user.
+        """
+        return self._recommend(*self._asked(user, time), k, exclude_seen)
+
+    def recommend_history(
+        self, items: Sequence[Id], times: Sequence[Time], k: int = 10, *, exclude_seen: bool = False
+    ) -> list[Recommendation]:
+        """The same for a person in no store, from all of the person's events at once, in any order.
+
+        Equal to observing the events one after another, but all their sessions are computed in parallel.
+        """
+        if len(items) != len(times):
+            raise InputError(f"There are {len(items)} items and {len(times)} times; expected one time for each item.")
+        rows = np.array([self._row(item) for item in items], dtype=np.int32)
+        moments = np.array([_microseconds(time) for time in times], dtype=np.int64)
+        order = np.argsort(moments, kind="stable")
+        state = self._state(None).followed_by(rows[order], moments[order])
+        return self._recommend(state, int(moments.max(initial=0)), k, exclude_seen)
+
+    def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
+        """[Q]: the vector whose scores rank the user's next item; `time` as in `recommend`."""
+        query: npt.NDArray[Any] = self._query(*self._asked(user, time))[0].numpy()
+        return query
+
+    def delete(self, user: Id) -> None:
+        """Forget all events of a user."""
+        self.states.delete(_key(user, "user"))
+
+    def _asked(self, user: Id, time: Time | None) -> tuple[UserState, int]:
+        """The state of a user, and the moment asked about: that of the last event where none is given."""
+        state = self._state(self.states.get(_key(user, "user")))
+        last = int(state.times[-1]) if len(state.times) else 0
+        return state, last if time is None else _not_before(state, _microseconds(time))
+
+    def _state(self, stored: bytes | None) -> UserState:
+        if stored is None:
+            return UserState(self._model.zero_state(1)[0].numpy())
+        return UserState.from_bytes(stored, self._digest)
+
+    @torch.inference_mode()
+    def _after(self, state: UserState, row: int, at: int) -> UserState:
+        """The state after an event. One that begins a session folds the running session, if that holds an item."""
+        if len(state.times) and begins_session(state.times[-1], _not_before(state, at), self._session_gap):
+            if state.items.any():
+                _, after = self._model.fold(self._batch(state, at), _initial(state))
+                state = replace(state, long_term=after[0].numpy(), previous_end=int(state.times[-1]))
+            state = replace(state, items=state.items[:0], times=state.times[:0])
+        return state.followed_by(np.array([row], dtype=np.int32), np.array([at]))
+
+    @torch.inference_mode()
+    def _query(self, state: UserState, at: int) -> Tensor:
+        """[1, Q]: the query of an event at `at`."""
+        batch = self._batch(state, at)
+        queries, _ = self._model(batch, _initial(state))
+        asked: Tensor = queries[batch.positions]
+        return asked
+
+    def _batch(self, state: UserState, at: int) -> SessionBatch:
+        """One user's events that are still to be read, and the one asked for at `at`, on item row 0."""
+        times = np.append(state.times, at)
+        parts = np.zeros(len(times), dtype=np.uint8)
+        parts[-1] = PARTS.index("test")
+        offsets = sessionize(np.array([0, len(times)]), times, self._session_gap)
+        whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, np.array([0, len(offsets) - 1]))
+        stream = Stream.of(whole, self._rows, "test")
+        lengths = np.diff(stream.session_offsets)
+        gaps = stream.gaps.copy()
+        if state.previous_end is not None:
+            gaps[0] = stream.seen[0] - state.previous_end / SECOND
+        only = np.zeros(1, dtype=np.int64)
+        return pack_sessions(
+            items=stream.items,
+            seen=stream.seen,
+            session_lengths=lengths,
+            user_sessions=np.diff(stream.user_offsets),
+            gaps=gaps,
+            finished=np.arange(len(lengths)) < len(lengths) - 1,
+            carried=only,
+            rows=only,
+            closing=only,
+            positions=stream.positions,
+            targets=stream.targets,
+            events=stream.events,
+        )
+
+    @torch.inference_mode()
+    def _recommend(self, state: UserState, at: int, k: int, exclude_seen: bool) -> list[Recommendation]:
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST:
+            raise InputError(f"k is {_told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
+        if len(state.seen):
+            scores, source = self._model.score(self._query(state, at))[0], "model"
+        else:
+            scores, source = self._popular, "popular"
+        hidden = (
+            torch.from_numpy(state.seen.astype(np.int64) - 1) if exclude_seen else torch.empty(0, dtype=torch.int64)
+        )
+        best = scores.index_fill(0, hidden, -torch.inf).topk(min(k, len(scores) - len(hidden)))
+        return [
+            Recommendation(self._ids[row - 1], score, self._catalog.title(row), source)
+            for row, score in zip((best.indices + 1).tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def _row(self, item: Id) -> int:
+        _key(item, "item")
+        return self._catalog.row(item)
+
+
+def _digest(run: Run) -> bytes:
+    """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
+    stated = [run.manifest["weights"]["sha256"], run.manifest["model"], run.catalog.fingerprint, run.session_gap]
+    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:DIGEST]
+
+
+def _initial(state: UserState) -> Tensor:
+    """[1, S]: a copy of the long-term state."""
+    return torch.tensor(state.long_term).unsqueeze(0)
+
+
+def _key(given: Id, what: str) -> str:
+    """An id as text. Raises InputError unless it is one that a log can hold."""
+    if isinstance(given, int | np.integer) and not isinstance(given, bool) and -(2**63) <= given < 2**63:
+        return str(given)
+    if isinstance(given, str) and given and not _CONTROL.search(given):
+        try:
+            if len(given.encode()) <= LONGEST_ID:
+                return given
+        except UnicodeEncodeError:
+            pass
+    raise InputError(
+        f"The {what} id is {_told(given)}; expected a whole number of 64 bits, or a text of 1 to {LONGEST_ID} bytes of "
+        "UTF-8 without control characters. Give the id as it stands in the log."
+    )
+
+
+def _told(value: object) -> str:
+    """A value and its type, for an error; an integer too long for text is not spelled out."""
+    spelled = "" if isinstance(value, int) and value.bit_length() > 64 else f"{shown(value)}, "
+    return f"{spelled}of type {type(value).__name__}"
+
+
+def _microseconds(time: Time) -> int:
+    """A time since 1970. Raises InputError unless it can be one."""
+    value = time.item() if isinstance(time, np.generic) else time
+    at = -1
+    if isinstance(value, datetime):
+        if value.utcoffset() is None:
+            raise InputError(f"The time {value} has no zone; expected one, such as datetime.now(timezone.utc). Add it.")
+        at = (value - _EPOCH) // timedelta(microseconds=1)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and _EARLIEST <= value < _LATEST:
+        at = round(value * SECOND)
+    if not _EARLIEST * SECOND <= at < _LATEST * SECOND:
+        raise InputError(
+            f"The time is {_told(value)}; expected seconds since 1970 UTC, or a datetime with a zone, from 1971 to "
+            "2199. Divide milliseconds by 1000."
+        )
+    return at
+
+
+def _not_before(state: UserState, at: int) -> int:
+    if len(state.times) and at < state.times[-1]:
+        raise InputError(
+            f"The time {at / SECOND} is earlier than the user's last event, at {state.times[-1] / SECOND}; expected "
+            "the events of a user in the order of time. Sort them, or give a whole history to recommend_history."
+        )
+    return at

@@ -1,0 +1,103 @@
+"""What is known of one user, and its form in a store."""
+
+from __future__ import annotations
+
+__all__ = ["DIGEST", "SEEN", "UserState"]
+
+import struct
+import zlib
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from hiertcn.errors import ArtifactError
+
+SEEN = 256
+DIGEST = 8
+_MAGIC, _FORMAT = b"HTCN", 1
+# Magic, format, code of the long-term type, digest, previous end, sizes of times (and items), long_term, seen.
+_HEADER = struct.Struct(f"<4sHH{DIGEST}sqIII4x")
+_CHECK = struct.Struct("<I")
+_TYPES = (np.dtype("<f4"), np.dtype("<i8"), np.dtype("<f8"))
+_NEVER = np.iinfo(np.int64).min
+
+
+def _none() -> npt.NDArray[np.int32]:
+    return np.empty(0, dtype=np.int32)
+
+
+def _no_times() -> npt.NDArray[np.int64]:
+    return np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class UserState:
+    """Facts, not activations: about 1 KB beside the long-term state.
+
+    long_term:    [S], the model's state after the user's finished sessions
+    items, times: int32 [R], item rows (0 is an item outside the catalog), and int64 [R], microseconds: the events that
+                  `long_term` has not read yet, those of the running session
+    previous_end: microseconds: the last event of the latest finished session that holds a known item; None without one
+    seen:         int32 [at most SEEN], the last distinct known items, the latest at the end
+    """
+
+    long_term: npt.NDArray[Any]
+    items: npt.NDArray[np.int32] = field(default_factory=_none)
+    times: npt.NDArray[np.int64] = field(default_factory=_no_times)
+    previous_end: int | None = None
+    seen: npt.NDArray[np.int32] = field(default_factory=_none)
+
+    def followed_by(self, items: npt.NDArray[np.int32], times: npt.NDArray[np.int64]) -> Self:
+        """The state after more events, `items` and `times` [n], in time order; the long-term state stays."""
+        latest = np.concatenate([self.seen, items[items > 0]])[::-1]
+        _, first = np.unique(latest, return_index=True)
+        return replace(
+            self,
+            items=np.concatenate([self.items, items]),
+            times=np.concatenate([self.times, times]),
+            seen=latest[np.sort(first)[:SEEN]][::-1],
+        )
+
+    def to_bytes(self, digest: bytes) -> bytes:
+        """The state as a value for a store, marked with the DIGEST bytes of the model it belongs to."""
+        long_term = self.long_term.astype(self.long_term.dtype.newbyteorder("<"))
+        end = _NEVER if self.previous_end is None else self.previous_end
+        sizes = (len(self.times), len(long_term), len(self.seen))
+        header = _HEADER.pack(_MAGIC, _FORMAT, _TYPES.index(long_term.dtype), digest, end, *sizes)
+        arrays = (self.times.astype("<i8"), long_term, self.items.astype("<i4"), self.seen.astype("<i4"))
+        body = b"".join([header, *(values.tobytes() for values in arrays)])
+        return body + _CHECK.pack(zlib.crc32(body))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, digest: bytes) -> Self:
+        """The state in a value of a store. Raises ArtifactError if it is damaged, or of another format or model."""
+        body, check = data[: -_CHECK.size], data[-_CHECK.size :]
+        if len(body) < _HEADER.size or check != _CHECK.pack(zlib.crc32(body)):
+            raise _refused("is damaged")
+        magic, form, kind, owner, end, events, size, seen = _HEADER.unpack_from(body)
+        if (magic, form) != (_MAGIC, _FORMAT) or kind >= len(_TYPES):
+            raise _refused(f"has format {form}, this version reads format {_FORMAT}")
+        if owner != digest:
+            raise _refused(f"was stored under the model {owner.hex()}, and this one is {digest.hex()}")
+        columns: list[tuple[np.dtype[Any], int]] = [
+            (np.dtype("<i8"), events),
+            (_TYPES[kind], size),
+            (np.dtype("<i4"), events),
+            (np.dtype("<i4"), seen),
+        ]
+        at = np.cumsum([_HEADER.size, *(dtype.itemsize * count for dtype, count in columns)]).tolist()
+        if at[-1] != len(body):
+            raise _refused("does not have the length it states")
+        times, state, rows, known = (
+            np.frombuffer(body, *column, begin) for column, begin in zip(columns, at, strict=False)
+        )
+        return cls(state, rows, times, None if end == _NEVER else end, known)
+
+
+def _refused(found: str) -> ArtifactError:
+    return ArtifactError(
+        f"A user's stored state {found}; expected one that this model wrote. Give each model a store of its own, or "
+        "delete the user to begin anew."
+    )
