@@ -1,0 +1,25 @@
+"""Logs that tests share: a tiny one made here, and the real ones where a checkout has them beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from logs import make_log
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real logs beside the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the real logs are not here: no folder {folder}")
+    return folder
+
+
+@pytest.fixture
+def tiny_log() -> pl.DataFrame:
+    """400 events of 20 users on 12 items, strings and seconds."""
+    return make_log()
