@@ -58,10 +58,7 @@ def _run(split: str) -> None:
         rows = [
             [
                 name,
-                *(
-                    f"{one.table.event[m]:.4f} ({one.table.event_interval[m][0]:.4f}–{one.table.event_interval[m][1]:.4f})"
-                    for m in SHOWN
-                ),
+                *(f"{one.table.event[m]:.4f} ({_between(one.table.event_interval[m])})" for m in SHOWN),
                 f"{one.table.user['recall@10']:.4f}",
                 f"{one.table.user['mrr']:.4f}",
                 f"{seconds[name]:.0f}" if name in seconds else "",
@@ -70,11 +67,11 @@ def _run(split: str) -> None:
         ]
         notes = [
             f"Split `{split}`, gap 1800 s, items with at least 5 events: {first.table.targets:,} targets of "
-            f"{first.table.users:,} users ranked among {cache.manifest.items:,} items; {int((~first.ranked).sum()):,} more "
-            "are on items outside the catalog and have no rank. 95% intervals by bootstrap over users. Seconds are of "
+            f"{first.table.users:,} users ranked among {cache.manifest.items:,} items; {int((~first.ranked).sum()):,} "
+            "more are on items outside the catalog and have no rank. 95% intervals by bootstrap over users. Seconds are of "
             "training and evaluation together.",
-            "This split trains on events later than some test events: it measures how well a user's next item is found, "
-            "not how well a model trained today does tomorrow.",
+            "This split trains on events later than some test events: it measures how well a user's next item is "
+            "found, not how well a model trained today does tomorrow.",
             "Paired differences of `small` per event: "
             + "; ".join(
                 f"{name} recall@10 {_signed(d, 'recall@10')}, mrr {_signed(d, 'mrr')}"
@@ -95,6 +92,10 @@ def _difference(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
     kept = ours.ranked
     table = difference(ours.ranks.ranks[kept], theirs.ranks.ranks[kept], ours.targets.user[kept], ours.catalog.size)
     return {name: {"mean": table.event[name], "interval": table.event_interval[name]} for name in table.event}
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f}–{interval[1]:.4f}"
 
 
 def _signed(found: dict[str, Any], metric: str) -> str:

@@ -45,7 +45,7 @@ _HOMES = {
     "simulate": "synth",
     "train": "training",
 }
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

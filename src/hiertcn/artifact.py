@@ -4,41 +4,92 @@
     RUN/model-<digest>.safetensors   the best weights so far
     RUN/catalog.arrow           the catalog (see catalog.py)
     RUN/checkpoint.json, checkpoint-<digest>.safetensors   where training stands, for --resume
-    RUN/history.jsonl, RUN/tensorboard/   how it went
+    RUN/tensorboard/            how it went; the manifest has each epoch's figures, too
 
 A file is written under the name of its digest before the manifest that names it is replaced, so a kill at any moment
-leaves the old state or the new one, whole.
+leaves the old state or the new one, whole. A manifest holds the digest of itself.
 """
 
 from __future__ import annotations
 
-__all__ = ["FORMAT", "Run", "read_tensors", "write_run", "write_tensors"]
+__all__ = [
+    "Listed",
+    "Run",
+    "check_weights",
+    "outline",
+    "read_manifest",
+    "read_tensors",
+    "state_history",
+    "write_manifest",
+    "write_run",
+    "write_tensors",
+]
 
+import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from hiertcn import __version__
 from hiertcn.catalog import Catalog
-from hiertcn.errors import ArtifactError
-from hiertcn.files import digest_of, write_text, written_aside
+from hiertcn.config import Positive
+from hiertcn.errors import ArtifactError, InputError
+from hiertcn.files import ASIDE, digest_of, write_text, written_aside
 from hiertcn.models import CONFIGS, Model, ModelConfig, build
 
 FORMAT = 1
+_NAME = "manifest.json"
+
+
+class Listed(BaseModel, strict=True):
+    """What a manifest says of a file beside it."""
+
+    file: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
+    sha256: str
+    bytes: int
+
+
+class _Catalog(Listed):
+    size: Annotated[int, Field(ge=0)]
+    fingerprint: str
+
+
+class _Named(BaseModel, strict=True):
+    name: str
+
+
+class _Origin(BaseModel, strict=True):
+    path: str
+    fingerprint: str
+
+
+class _Manifest(BaseModel, strict=True):
+    model: _Named
+    catalog: _Catalog
+    weights: Listed
+    cache: _Origin
+    session_gap: Annotated[Positive, Field(allow_inf_nan=False)]
+    validation: dict[str, float]
+    history: list[dict[str, float]]
 
 
 def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Write tensors to `folder` under a name with their digest; what a manifest says of the file."""
-    with written_aside(folder / f"{stem}.safetensors") as aside:
+    written = folder / f"{stem}{ASIDE}"
+    with written_aside(written) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    written = folder / f"{stem}.safetensors"
     digest = digest_of(written)
     named = written.rename(folder / f"{stem}-{digest[:12]}.safetensors")
     return {"file": named.name, "sha256": digest, "bytes": named.stat().st_size}
@@ -46,9 +97,8 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[s
 
 def checked(folder: Path, listed: dict[str, Any]) -> Path:
     """The path of a listed file, after its place, size and digest are found to be as stated. Raises ArtifactError."""
-    name = str(listed.get("file"))
-    path = folder / name
-    if Path(name).name != name or path.is_symlink() or not path.is_file():
+    path: Path = folder / listed["file"]
+    if path.is_symlink() or not path.is_file():
         raise ArtifactError(
             f"{path} is not a plain file of the model directory. Train the model again or copy it whole."
         )
@@ -66,16 +116,29 @@ def read_tensors(folder: Path, listed: dict[str, Any]) -> dict[str, Tensor]:
     path = checked(folder, listed)
     try:
         tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is no safetensors file ({error}). Train the model again.") from error
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{path} is no safetensors file ({str(error)[:80]}). Train the model again.") from error
     return tensors
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """A JSON object of this format. Raises ArtifactError if it is missing, damaged or of another format."""
+def _digest_of_rest(manifest: dict[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(path: Path, facts: dict[str, Any]) -> None:
+    """Replace the manifest at `path` by one that says `facts`, its format and its own digest."""
+    manifest = {"format": FORMAT, "hiertcn": __version__, "torch": torch.__version__, **facts}
+    write_text(path, json.dumps({**manifest, "sha256": _digest_of_rest(manifest)}, indent=1))
+
+
+def read_manifest(path: Path, shape: type[BaseModel]) -> dict[str, Any]:
+    """What `write_manifest` wrote. Raises ArtifactError if it is missing, damaged, of another format or shape."""
     try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise OSError("it is no plain file")
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{path.parent} is not a model directory: {path.name} can't be read ({error}). "
             "Give the folder that `hiertcn train CACHE --out RUN` wrote."
@@ -83,23 +146,31 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         written = found.get("format") if isinstance(found, dict) else None
         raise ArtifactError(
-            f"{path} has format {written!r}; this is hiertcn {__version__}, which reads format {FORMAT}. "
+            f"{path} has format {str(written)[:80]}; this is hiertcn {__version__}, which reads format {FORMAT}. "
             "Use the version that wrote it, or train the model again."
         )
+    if found.get("sha256") != (actual := _digest_of_rest(found)):
+        raise ArtifactError(
+            f"{path} has SHA-256 {actual}, and says {str(found.get('sha256'))[:80]}. "
+            "The file is damaged: copy the model directory again or train the model again."
+        )
+    try:
+        shape.model_validate(found)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise ArtifactError(
+            f"{path} does not say what it has to: {problems}. Copy the model directory again or train the model again."
+        ) from None
     return found
 
 
 def write_run(folder: Path, model: Model, config: ModelConfig, catalog: Catalog, facts: dict[str, Any]) -> None:
     """Make `model` the model of the directory, with `facts` (train config, cache, metrics) in its manifest."""
     catalog_path = folder / "catalog.arrow"
-    if not catalog_path.exists():
-        with written_aside(catalog_path) as aside:
-            catalog.items.write_ipc(aside)
+    with written_aside(catalog_path) as aside:
+        catalog.items.write_ipc(aside)
     weights = write_tensors(folder, "model", model.state_dict())
     manifest = {
-        "format": FORMAT,
-        "hiertcn": __version__,
-        "torch": torch.__version__,
         "model": {"name": config.name, **config.model_dump(mode="json")},
         "catalog": {
             "size": catalog.size,
@@ -111,21 +182,31 @@ def write_run(folder: Path, model: Model, config: ModelConfig, catalog: Catalog,
         "weights": weights,
         **facts,
     }
-    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
-    for stale in folder.glob("model-*.safetensors"):
-        if stale.name != weights["file"]:
-            stale.unlink()
+    write_manifest(folder / _NAME, manifest)
+    drop_others(folder, "model", weights["file"])
+
+
+def drop_others(folder: Path, stem: str, kept: str) -> None:
+    """Remove the files of tensors that came before `kept`."""
+    for path in folder.glob(f"{stem}-*.safetensors"):
+        if path.name != kept:
+            path.unlink()
+
+
+def state_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """Put the figures of every epoch so far in the manifest; the model stays as it is."""
+    write_manifest(folder / _NAME, {**read_manifest(folder / _NAME, _Manifest), "history": history})
 
 
 class Run:
-    """A trained model on disk. Opening reads the manifest; the catalog and the model are loaded, and checked, when asked for.
+    """A trained model on disk. Opening reads the manifest; catalog and model are loaded, and checked, when asked for.
 
     Raises ArtifactError if the directory is no model directory or a file is not what the manifest says.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.manifest = read_manifest(self.path / "manifest.json")
+        self.manifest = read_manifest(self.path / _NAME, _Manifest)
 
     @property
     def name(self) -> str:
@@ -139,7 +220,7 @@ class Run:
     @cached_property
     def catalog(self) -> Catalog:
         stated = self.manifest["catalog"]
-        catalog = Catalog(pl.read_ipc(checked(self.path, stated)), stated["size"])
+        catalog = Catalog(_read_items(checked(self.path, stated)), stated["size"])
         if catalog.fingerprint != stated["fingerprint"]:
             raise ArtifactError(
                 f"{self.path}: the catalog is not the one the model was trained on. Copy the directory again."
@@ -152,14 +233,52 @@ class Run:
         stated = dict(self.manifest["model"])
         name = stated.pop("name")
         if name not in CONFIGS:
-            raise ArtifactError(f"{self.path} holds a model {name!r}, which hiertcn {__version__} does not know.")
-        model = build(CONFIGS[name](**stated), self.catalog.train_events, seed=0)
-        load_weights(model, read_tensors(self.path, self.manifest["weights"]), self.path)
+            raise ArtifactError(f"{self.path} holds a model {name[:80]!r}, which hiertcn {__version__} does not know.")
+        try:
+            model = outline(CONFIGS[name](**stated), self.catalog.train_events)
+        except InputError as error:
+            raise ArtifactError(f"{self.path} states a model that can't be: {error}") from error
+        weights = read_tensors(self.path, self.manifest["weights"])
+        check_weights(model, weights, self.path)
+        model.to_empty(device="cpu").load_state_dict(weights)
         return model.eval()
 
 
-def load_weights(model: Model, tensors: dict[str, Tensor], where: Path) -> None:
-    """Fill `model` with `tensors`. Raises ArtifactError unless names, shapes and types agree and every value is finite."""
+def _read_items(path: Path) -> pl.DataFrame:
+    try:
+        items = pl.read_ipc(path)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise ArtifactError(f"{path} is no Arrow file ({str(error)[:80]}). Train the model again.") from error
+    found = {name: str(kind) for name, kind in items.schema.items()}
+    expected = {"item_id": "String", "title": "String", "link": "String", "train_events": "Int64"}
+    if found not in (expected, {**expected, "item_id": "Int64"}) or items["train_events"].null_count():
+        raise ArtifactError(f"{path} has the columns {found}, expected {expected}. Train the model again.")
+    return items
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights without values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def outline(config: ModelConfig, train_events: npt.NDArray[np.int64]) -> Model:
+    """The model that `build` gives, with names and shapes, but without memory or values.
+
+    Raises InputError for sizes that no memory can have.
+    """
+    try:
+        with torch.device("meta"), _Unfilled():
+            return build(config, train_events, seed=0)
+    except RuntimeError as error:
+        raise InputError(f"The model is too large for any machine ({error}). Make its sizes smaller.") from error
+
+
+def check_weights(model: Model, tensors: dict[str, Tensor], where: Path) -> None:
+    """Raises ArtifactError unless `tensors` have the names, shapes and types of the model's, and finite values."""
     expected = model.state_dict()
     odd = sorted(set(expected) ^ set(tensors)) or [
         name
@@ -170,4 +289,3 @@ def load_weights(model: Model, tensors: dict[str, Tensor], where: Path) -> None:
         raise ArtifactError(f"{where}: the weights {odd[:5]} are not those of the model its manifest states.")
     if wild := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
         raise ArtifactError(f"{where}: the weights {wild[:5]} hold NaN or infinite values. Train the model again.")
-    model.load_state_dict(tensors)

@@ -130,7 +130,7 @@ class Cache:
         """Check every file against its digest. Raises ArtifactError naming the first that differs."""
         stated = [("catalog.arrow", self.manifest.catalog_digest), *((n, d) for n, _, d in self._files())]
         for name, expected in stated:
-            actual = digest_of(self.path / name)
+            actual = digest_of(self.path / name) if (self.path / name).is_file() else "of no file"
             if actual != expected:
                 raise ArtifactError(
                     f"{self.path / name} has SHA-256 {actual}, its manifest says {expected}. Prepare the log again."

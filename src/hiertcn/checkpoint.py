@@ -1,87 +1,112 @@
-"""Where training stands, on disk: one trainer to a directory, and a checkpoint that is whole or the one before."""
+"""Where training stands: one trainer to a directory, told to stop; a checkpoint that is whole or the one before."""
 
 from __future__ import annotations
 
-__all__ = ["begin", "exists", "load", "locked", "save"]
+__all__ = ["begin", "exists", "load", "locked", "save", "stop_signals"]
 
-import json
+import fcntl
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import psutil
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from hiertcn.artifact import FORMAT, read_manifest, read_tensors, write_tensors
+from hiertcn.artifact import Listed, drop_others, read_manifest, read_tensors, write_manifest, write_tensors
 from hiertcn.errors import InputError
-from hiertcn.files import sweep, write_text
+from hiertcn.files import refusals, sweep
 
 _NAME = "checkpoint.json"
+_STEM = "checkpoint"
 _LOCK = "train.lock"
+
+
+class _Batches(BaseModel, strict=True):
+    epoch: Annotated[int, Field(ge=0)]
+    batch: Annotated[int, Field(ge=0)]
+
+
+class _Facts(BaseModel, strict=True):
+    batches: _Batches
+    step: Annotated[int, Field(ge=0)]
+    history: list[dict[str, float]]
+
+
+class _Checkpoint(BaseModel, strict=True):
+    identity: dict[str, Any]
+    facts: _Facts
+    tensors: Listed
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the lock of a process that is gone is taken over, and what it left aside removed.
+    """Hold `folder` for this process, until it ends in whatever way, and sweep what a killed one left half written.
 
-    Raises InputError while another process holds it.
+    Raises InputError while another trainer holds it, StorageError if it can't be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = folder / _LOCK
-    mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()})
-    while True:
+    with refusals(lock):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+", encoding="utf-8")
+    with file:
         try:
-            with lock.open("x", encoding="utf-8") as file:
-                file.write(mine)
-            break
-        except FileExistsError:
-            _refuse_if_held(lock)
-            lock.unlink(missing_ok=True)
-    try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"{folder} is being trained in by {file.read(80)}. Wait for it, or choose another --out."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
         sweep(folder)
         yield
-    finally:
-        lock.unlink(missing_ok=True)
 
 
-def _refuse_if_held(lock: Path) -> None:
-    try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
-        pid, host, started = holder["pid"], holder["host"], holder["started"]
-    except (OSError, ValueError, KeyError, TypeError):
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that a step is finished and saved; the second signal acts at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
         return
-    if host == socket.gethostname():
-        try:
-            if abs(psutil.Process(pid).create_time() - started) > 1:
-                return
-        except psutil.NoSuchProcess:
-            return
-    raise InputError(
-        f"{lock.parent} is being trained in by process {pid} on {host}. Wait for it, choose another directory, "
-        f"or, if that machine is gone, remove {lock}."
-    )
+
+    def ask(number: int, _: Any) -> None:
+        stopped.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def exists(folder: Path) -> bool:
+    """Whether `folder` holds a checkpoint."""
     return (folder / _NAME).exists()
 
 
 def begin(folder: Path, identity: dict[str, Any], resume: bool) -> bool:
-    """Whether to load a checkpoint of `folder`. Raises InputError if it holds a run and `resume` is off, if it holds none and
-    `resume` is on, or if the run's `identity` (data, model, settings, versions) is another one; the differences are named.
+    """Whether to load a checkpoint of `folder`.
+
+    Raises InputError if it holds a run and `resume` is off, if it holds none and `resume` is on, or if the run's
+    `identity` (data, model, settings, versions) is another one; the differences are named.
     """
-    if not exists(folder):
-        if resume:
-            raise InputError(
-                f"{folder} holds no checkpoint to resume from. Leave --resume out to start a new run there."
-            )
-        return False
     if not resume:
-        raise InputError(f"{folder} already holds a run. Go on with it by --resume, or choose another --out.")
-    stored = read_manifest(folder / _NAME)["identity"]
+        if exists(folder) or (folder / "manifest.json").exists():
+            raise InputError(f"{folder} already holds a run. Go on with it by --resume, or choose another --out.")
+        return False
+    if not exists(folder):
+        raise InputError(f"{folder} holds no checkpoint to resume from. Leave --resume out to start a new run.")
+    found = read_manifest(folder / _NAME, _Checkpoint)
+    stored = found["identity"]
     differing = [
         f"{key} was {_short(stored.get(key))}, now {_short(identity.get(key))}"
         for key in sorted(set(stored) | set(identity))
@@ -92,6 +117,7 @@ def begin(folder: Path, identity: dict[str, Any], resume: bool) -> bool:
             f"{folder} can't be resumed with other settings: {'; '.join(differing)}. "
             "Use what the run was started with, or start a new one in another --out."
         )
+    drop_others(folder, _STEM, found["tensors"]["file"])
     return True
 
 
@@ -102,17 +128,12 @@ def _short(value: Any) -> str:
 
 def save(folder: Path, tensors: dict[str, Tensor], identity: dict[str, Any], facts: dict[str, Any]) -> None:
     """Replace the checkpoint of `folder`. Raises StorageError when the disk refuses; the one before is then intact."""
-    listed = write_tensors(folder, "checkpoint", tensors)
-    write_text(
-        folder / _NAME,
-        json.dumps({"format": FORMAT, "identity": identity, "facts": facts, "tensors": listed}, indent=1),
-    )
-    for stale in folder.glob("checkpoint-*.safetensors"):
-        if stale.name != listed["file"]:
-            stale.unlink()
+    listed = write_tensors(folder, _STEM, tensors)
+    write_manifest(folder / _NAME, {"identity": identity, "facts": facts, "tensors": listed})
+    drop_others(folder, _STEM, listed["file"])
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, facts) of the checkpoint. Raises ArtifactError if it is damaged."""
-    stored = read_manifest(folder / _NAME)
+    stored = read_manifest(folder / _NAME, _Checkpoint)
     return read_tensors(folder, stored["tensors"]), stored["facts"]

@@ -30,11 +30,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _console = Console(stderr=True)
-_TEXT = "Columns"
-_FILTERS = "Filters"
-_SPLIT = "Split"
-_READING = "Reading"
+_EXTRAS = ("torch", "tensorboard", "matplotlib", "jinja2")
 
+
+def _in(panel: str, text: str | None = None, default: str | bool = True) -> Any:
+    """An option in a panel of the help."""
+    return typer.Option(help=text, show_default=default, rich_help_panel=panel)
+
+
+Column = Annotated[str | None, _in("Columns")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A model directory, from `hiertcn train`.")]
 OtherCache = Annotated[
@@ -69,59 +73,33 @@ def prepare(
     out: Annotated[Path, typer.Option(help="The cache to write.")],
     preset: Annotated[str | None, typer.Option(help="Options of a known public set.")] = None,
     catalog: Annotated[Path | None, typer.Option(help="Items for people: id, title, link (Parquet or CSV).")] = None,
-    user_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
-    item_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
-    time_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
-    session_column: Annotated[
-        str | None, typer.Option(help="Sessions begin where this changes.", rich_help_panel=_TEXT)
-    ] = None,
-    type_column: Annotated[str | None, typer.Option(rich_help_panel=_TEXT)] = None,
-    offset_column: Annotated[
-        str | None, typer.Option(help="Milliseconds to add to the time.", rich_help_panel=_TEXT)
-    ] = None,
+    user_column: Column = None,
+    item_column: Column = None,
+    time_column: Column = None,
+    session_column: Annotated[str | None, _in("Columns", "Sessions begin where this changes.")] = None,
+    type_column: Column = None,
+    offset_column: Annotated[str | None, _in("Columns", "Milliseconds to add to the time.")] = None,
     session_gap: Annotated[
         float | None, typer.Option(help="Seconds; a gap of at least this begins a session.", show_default="1800")
     ] = None,
-    drop_types: Annotated[
-        str | None, typer.Option(help="Event types to leave out, a,b,c.", rich_help_panel=_FILTERS)
-    ] = None,
-    min_item_events: Annotated[int | None, typer.Option(show_default="1", rich_help_panel=_FILTERS)] = None,
-    min_user_events: Annotated[int | None, typer.Option(show_default="2", rich_help_panel=_FILTERS)] = None,
-    max_user_events: Annotated[
-        int | None, typer.Option(help="Users with more are left out.", rich_help_panel=_FILTERS)
-    ] = None,
-    cap_user_events: Annotated[
-        int | None,
-        typer.Option(help="Of users with more, the last are kept.", show_default="100000", rich_help_panel=_FILTERS),
-    ] = None,
-    keep_duplicates: Annotated[bool | None, typer.Option("--keep-duplicates", rich_help_panel=_FILTERS)] = None,
+    drop_types: Annotated[str | None, _in("Filters", "Event types to leave out, a,b,c.")] = None,
+    min_item_events: Annotated[int | None, _in("Filters", default="1")] = None,
+    min_user_events: Annotated[int | None, _in("Filters", default="2")] = None,
+    max_user_events: Annotated[int | None, _in("Filters", "Users with more are left out.")] = None,
+    cap_user_events: Annotated[int | None, _in("Filters", "Of users with more, the last are kept.", "100000")] = None,
+    keep_duplicates: Annotated[bool | None, typer.Option("--keep-duplicates", rich_help_panel="Filters")] = None,
     unknown_items: Annotated[
-        str | None,
-        typer.Option(
-            help="Items not in --catalog: train, drop or error.", show_default="train", rich_help_panel=_FILTERS
-        ),
+        str | None, _in("Filters", "Items not in --catalog: train, drop or error.", "train")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="time, users, last or column:NAME.", show_default="last", rich_help_panel=_SPLIT)
-    ] = None,
-    fractions: Annotated[
-        str | None, typer.Option(help="Train, valid, test.", show_default="0.8,0.1,0.1", rich_help_panel=_SPLIT)
-    ] = None,
-    cuts: Annotated[
-        str | None, typer.Option(help="Two times, A,B, where valid and test begin.", rich_help_panel=_SPLIT)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the split by users.", show_default="0", rich_help_panel=_SPLIT)
-    ] = None,
-    header: Annotated[bool | None, typer.Option("--header/--no-header", rich_help_panel=_READING)] = None,
-    separator: Annotated[str | None, typer.Option(show_default="found", rich_help_panel=_READING)] = None,
-    time_unit: Annotated[
-        str | None, typer.Option(help="s, ms, us or ns.", show_default="found", rich_help_panel=_READING)
-    ] = None,
-    tz: Annotated[str | None, typer.Option(help="Zone of times that have none.", rich_help_panel=_READING)] = None,
-    max_bad_rows: Annotated[
-        float | None, typer.Option(help="Share of rows.", show_default="0.001", rich_help_panel=_READING)
-    ] = None,
+    split: Annotated[str | None, _in("Split", "time, users, last or column:NAME.", "last")] = None,
+    fractions: Annotated[str | None, _in("Split", "Train, valid, test.", "0.8,0.1,0.1")] = None,
+    cuts: Annotated[str | None, _in("Split", "Two times, A,B, where valid and test begin.")] = None,
+    seed: Annotated[int | None, _in("Split", "Of the split by users.", "0")] = None,
+    header: Annotated[bool | None, typer.Option("--header/--no-header", rich_help_panel="Reading")] = None,
+    separator: Annotated[str | None, _in("Reading", default="found")] = None,
+    time_unit: Annotated[str | None, _in("Reading", "s, ms, us or ns.", "found")] = None,
+    tz: Annotated[str | None, _in("Reading", "Zone of times that have none.")] = None,
+    max_bad_rows: Annotated[float | None, _in("Reading", "Share of rows.", "0.001")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache at --out.")] = False,
 ) -> None:
     """Prepare a log of who, what, when: filter, split, cut into sessions, write a cache."""
@@ -187,21 +165,15 @@ def train(
     from hiertcn.settings import read_settings
     from hiertcn.training import train as train_model
 
-    given = {
-        "epochs": epochs,
-        "loss": loss,
-        "learning_rate": learning_rate,
-        "rows": rows,
-        "seed": seed,
-        "device": device,
-    }
-    model_config, train_config = read_settings(preset, config, {"dim": dim}, given)
+    given = {"epochs": epochs, "loss": loss, "learning_rate": learning_rate, "rows": rows, "seed": seed}
+    model_config, train_config = read_settings(preset, config, {"dim": dim}, {**given, "device": device})
     run = train_model(
         cache, model_config, train_config, out, resume=resume, allow_memory=yes, progress=Progress(_console)
     )
     best = run.manifest["validation"]
     _say(
-        f"{out}: {run.name}, best after epoch {best['epoch']}: validation mrr {best['mrr']:.4f}, recall@10 {best['recall@10']:.4f}"
+        f"{out}: {run.name}, best after epoch {best['epoch']}: "
+        f"validation mrr {best['mrr']:.4f}, recall@10 {best['recall@10']:.4f}"
     )
 
 
@@ -225,12 +197,12 @@ def evaluate(
     from hiertcn.evaluation import evaluate as evaluate_run
 
     found = evaluate_run(run, cache, split, model=model, top=TOP if predictions else 0)
+    typer.echo(found)
+    typer.echo(found.segment_lines())
     if json_file:
         write_text(json_file, json.dumps(found.as_json(), indent=1))
     if predictions:
         found.write_predictions(predictions)
-    typer.echo(found)
-    typer.echo(found.segment_lines())
 
 
 @app.command(epilog="Example: hiertcn recommend runs/a --user u1 -k 10 --exclude-seen")
@@ -261,7 +233,9 @@ def recommend(
     if as_json:
         typer.echo(json.dumps([entry._asdict() for entry in found], ensure_ascii=False))
         return
-    if not found or found[0].source == "popular":
+    if not found:
+        _say("The person had every item of the catalog, so none is left.")
+    elif found[0].source == "popular":
         _say("No event of this person is known to the model: these are the most popular items.")
     for entry in found:
         typer.echo(f"{entry.item}\t{entry.score:.4f}\t{entry.title or ''}")
@@ -321,6 +295,11 @@ def main() -> NoReturn:
     except HiertcnError as error:
         _say(f"Error: {error}")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        _say(f"Error: {error.name} is not installed; training needs it. Install it by `pip install 'hiertcn[train]'`.")
+        sys.exit(2)
     except typer.Abort:
         sys.exit(130)
     except BrokenPipeError:

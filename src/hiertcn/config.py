@@ -13,17 +13,17 @@ from pydantic_core import ErrorDetails
 
 from hiertcn.errors import InputError, nearest
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Positive = Annotated[float, Field(gt=0)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Config(BaseModel):
     """Base of every config. Raises InputError that names each problem, its value and what is allowed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, /, **values: Any) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -35,7 +35,7 @@ class Config(BaseModel):
 def _problem(error: ErrorDetails, known: list[str]) -> str:
     name = ".".join(str(part) for part in error["loc"]) or "the whole"
     if error["type"] == "extra_forbidden":
-        return f"{name!r} is not a key{nearest(name, known)}; the keys are {', '.join(known)}"
+        return f"{name[:80]!r} is not a key{nearest(name, known)}; the keys are {', '.join(known)}"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     return f"{name} = {str(error['input'])[:80]!r} {message}"
 

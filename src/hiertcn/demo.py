@@ -39,7 +39,8 @@ def run_demo(
     def say(text: str) -> None:
         console.print(f"[bold]{text}[/bold]")
 
-    out.mkdir(parents=True, exist_ok=True)
+    wanted = {"epochs": EPOCHS if epochs is None else epochs, "patience": PATIENCE}
+    settings = {name: read_settings(preset, train=wanted) for name, preset in TRAINED.items()}
     simulated = None
     if log is None:
         say("1. Simulate a log whose best possible ranking is known")
@@ -50,11 +51,10 @@ def run_demo(
     say("2. Prepare it: sessions on disk")
     cache = prepare_into(log, out / "cache")
     runs: dict[str, Run] = {}
-    for number, (name, preset) in enumerate(TRAINED.items(), 1):
-        say(f"3. Train {name} ({number} of {len(TRAINED)})")
-        settings = read_settings(preset, train={"epochs": epochs or EPOCHS, "patience": PATIENCE})
+    for number, (name, configs) in enumerate(settings.items(), 1):
+        say(f"3. Train {name} ({number} of {len(settings)})")
         shutil.rmtree(out / "runs" / name, ignore_errors=True)
-        runs[name] = train(cache, *settings, out / "runs" / name, progress=Progress(console))
+        runs[name] = train(cache, *configs, out / "runs" / name, progress=Progress(console))
     say("4. Evaluate: every test event ranked among the whole catalog")
     first = runs["hiertcn"]
     found = [evaluate(run, cache, top=SHOWN_TOP) for run in runs.values()]
@@ -113,18 +113,18 @@ def _busiest(cache: Cache) -> str:
 def _notes(cache: Cache, simulated: bool) -> list[str]:
     split = cache.manifest.split
     notes = [
-        f"The log is split by {split['by']}; {cache.manifest.parts['train']['events']:,} events were trained on. Before an "
-        "event is ranked the models have read all earlier events of its user, whatever part they are in, and know of time "
-        "only when the session began and when its previous event was."
+        f"The log is split by {split['by']}; {cache.manifest.parts['train']['events']:,} events were trained on. "
+        "Before an event is ranked the models have read all earlier events of its user, whatever part they are in, and "
+        "know of time only when the session began and when its previous event was."
     ]
     if split.get("overlap"):
         notes.append(
-            f"{split['overlap']:,} training events are later than the first test event: this split measures how well the "
-            "next item of a user is found, not how well a model trained today does tomorrow."
+            f"{split['overlap']:,} training events are later than the first test event: this split measures how well "
+            "the next item of a user is found, not how well a model trained today does tomorrow."
         )
     if simulated:
         notes.append(
-            "The log is simulated: each user has a lasting taste, each session an intent, and the rest is noise. An exact "
-            "filter that knows the rules, but not the tastes and intents, gives the best possible ranking."
+            "The log is simulated: each user has a lasting taste, each session an intent, and the rest is noise. An "
+            "exact filter that knows the rules, but not the tastes and intents, gives the best possible ranking."
         )
     return notes

@@ -25,22 +25,32 @@ class HiertcnError(Exception):
 
 
 class InputError(HiertcnError):
+    """A log, a flag, a config or a value is not acceptable."""
+
     exit_code = 2
 
 
 class ArtifactError(HiertcnError):
+    """A cache or a model directory is damaged, foreign or of another version."""
+
     exit_code = 3
 
 
 class TrainingError(HiertcnError):
+    """Training can't go on."""
+
     exit_code = 4
 
 
 class StorageError(HiertcnError):
+    """The disk refused a write."""
+
     exit_code = 5
 
 
 class Stopped(HiertcnError):
+    """A person or the system asked to stop; what was done is saved."""
+
     exit_code = 130
 
 

@@ -6,10 +6,13 @@ __all__ = ["check_memory"]
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import psutil
 
+from hiertcn.artifact import outline
 from hiertcn.errors import InputError
-from hiertcn.models import Model
+from hiertcn.models import ModelConfig
 
 _FLOAT = 4
 # Weights, their gradient and Adam's two moments.
@@ -18,15 +21,19 @@ _COPIES = 4
 _LOGITS = 3
 
 
-def check_memory(model: Model, batch_events: int, loss: str, allow: bool, say: Callable[[str], None]) -> None:
-    """Say the estimate. Raises InputError if it is above what is free and `allow` is off."""
-    weights = sum(p.numel() for p in model.parameters())
-    scores = batch_events * model.items_in_catalog * _LOGITS if loss == "cross_entropy" else 0
-    needed = _FLOAT * (weights * _COPIES + scores)
+def check_memory(
+    model: ModelConfig, train_events: npt.NDArray[np.int64], scores: int, allow: bool, say: Callable[[str], None]
+) -> None:
+    """Say what training needs at most, with `scores` logits a batch; nothing of it is taken yet.
+
+    train_events: [items + 1], as in `build`. Raises InputError if it is above what is free and `allow` is off.
+    """
+    weights = sum(p.numel() for p in outline(model, train_events).parameters())
+    needed = _FLOAT * (weights * _COPIES + scores * _LOGITS)
     free = psutil.virtual_memory().available
     say(f"{weights:,} parameters; training needs at most about {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB are free")
     if needed > free and not allow:
         raise InputError(
-            f"Training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. Use --loss sampled_softmax, "
-            "fewer --rows or a smaller --dim; or go on with --yes."
+            f"Training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. "
+            "Use --loss sampled_softmax, fewer --rows or a smaller --dim; or go on with --yes."
         )

@@ -21,6 +21,7 @@ from hiertcn.events import as_logged
 from hiertcn.files import written_aside
 from hiertcn.metrics import Table, measure
 from hiertcn.models import CONFIGS, Model, build, trainable
+from hiertcn.quarantine import shown
 from hiertcn.ranking import Ranks, rank, ranking_batches
 from hiertcn.sessions import PARTS, SECOND, Sessions
 from hiertcn.streams import Ints, known_rows
@@ -141,7 +142,7 @@ class Evaluation:
         }
 
     def predictions(self) -> pl.DataFrame:
-        """A line for each target: user_id, time and item_id as in the log, rank (null outside the catalog), topk (ids)."""
+        """A line for each target: user_id, time, item_id as in the log, rank (null outside the catalog), topk (ids)."""
         users, times, items = [], [], []
         first = 0
         for index in range(len(self.cache)):
@@ -154,8 +155,10 @@ class Evaluation:
             items.append(sessions.items[mine])
             first += len(sessions.items)
         ids = self.catalog.ids
-        width = self.ranks.top.shape[1]
-        top = pl.Series("topk", ids.gather(self.ranks.top.ravel() - 1)).reshape((-1, width)).arr.to_list()
+        targets, width = self.ranks.top.shape
+        top = pl.Series("topk", [[]] * targets, pl.List(ids.dtype))
+        if width:
+            top = ids.gather(self.ranks.top.ravel() - 1).reshape((targets, width)).arr.to_list()
         return pl.DataFrame(
             {
                 "user_id": pl.concat(users),
@@ -202,9 +205,9 @@ class Evaluation:
 def evaluate_model(
     model: Model, catalog: Catalog, cache: Cache, part: str, *, top: int = 0, users: float = 1.0, name: str = ""
 ) -> Evaluation:
-    """Rank the events of `part` ("valid" or "test") with a model over `catalog`; the state rolls through all events before.
+    """Rank the events of `part` ("valid" or "test") with a model over `catalog`, the state rolled through all before.
 
-    `users` is the share of users to read. Raises InputError if the part holds no event.
+    `users` is the share of users to read. Raises InputError if the part holds no event on an item of the catalog.
     """
     if part not in PARTS[1:]:
         raise InputError(f"{part!r} is not a part to evaluate; expected one of {', '.join(PARTS[1:])}.")
@@ -217,6 +220,12 @@ def evaluate_model(
             "Prepare the log with another --split or other fractions."
         )
     ranks = rank(model, batches, batches.rows, top=top)
+    if np.isnan(ranks.ranks).all():
+        raise InputError(
+            f"None of the {batches.targets} {part} targets of {cache.path} is on one of the {catalog.size} items "
+            f"that the model knows, such as {shown(catalog.ids.head(3).to_list())}. Give a log with the same item "
+            "ids, or split it otherwise."
+        )
     return Evaluation(name, part, cache, catalog, ranks, Targets.of(cache, ranks.events))
 
 
@@ -236,10 +245,19 @@ def evaluate(
     model: "popularity" or "last_items" ranks the same targets by that instead, over the run's catalog
     top:   how many of the items ranked first to keep for each target
 
-    Raises InputError or ArtifactError if one of them is not what it should be.
+    Raises InputError or ArtifactError if one of them is not what it should be, or the log that the model was trained on
+    has been prepared anew: its test part might hold what was trained on.
     """
     run = run if isinstance(run, Run) else Run(run)
-    cache = cache if isinstance(cache, Cache) else Cache(cache or run.manifest["cache"]["path"])
+    own = run.manifest["cache"]
+    given, cache = cache, cache if isinstance(cache, Cache) else Cache(cache or own["path"])
+    if given is None and cache.manifest.fingerprint != own["fingerprint"]:
+        raise InputError(
+            f"{cache.path} has fingerprint {cache.manifest.fingerprint[:16]}, but {run.path} was trained on "
+            f"{own['fingerprint'][:16]}: it was prepared anew since. Train again, or pass --cache to evaluate on it as "
+            "on any other log."
+        )
+    cache.verify()
     ranker, name = (run.model, run.name) if model is None else (simple_model(model, run.catalog), model)
     return evaluate_model(ranker, run.catalog, cache, split, top=top, name=name)
 

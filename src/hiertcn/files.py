@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["ASIDE", "digest_of", "sweep", "write_folder", "write_text", "written_aside"]
+__all__ = ["ASIDE", "digest_of", "refusals", "sweep", "write_folder", "write_text", "written_aside"]
 
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from hiertcn.errors import StorageError
 
 ASIDE = ".writing"
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM}
+_REFUSED |= {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 def digest_of(path: Path) -> str:
@@ -33,14 +35,18 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def refusals(path: Path) -> Iterator[None]:
+    """Turn what the system says when it refuses to write `path` into a StorageError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _REFUSED:
+    except Exception as error:
+        # Libraries in Rust have errors of their own, with the system's number in the text.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = getattr(error, "errno", None) or int(told[1] if told else 0)
+        if number not in _REFUSED:
             raise
         raise StorageError(
-            f"Could not write {path}: {error.strerror}. What was there before is intact. "
+            f"Could not write {path}: {os.strerror(number)}. What was there before is intact. "
             "Free some space or choose another place, then run the command again."
         ) from error
 
@@ -52,7 +58,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises StorageError when the disk refuses the write; what was at `path` is then intact.
     """
     aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
-    with _refusals(path):
+    with refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
             _sync(aside)
@@ -71,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to fill; on success it is fsynced and becomes `path` (replacing that), else removed."""
-    with _refusals(path):
+    with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
         try:

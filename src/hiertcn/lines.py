@@ -30,6 +30,8 @@ _UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 class BadLine(NamedTuple):
+    """A line that is no row: its number in the file from 1, why, and what it holds."""
+
     line: int
     reason: str
     text: str

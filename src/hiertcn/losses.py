@@ -7,6 +7,8 @@ from __future__ import annotations
 
 __all__ = ["cross_entropy", "sampled_softmax"]
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,9 +46,45 @@ def sampled_softmax(
     offset, offsets = -expected[targets], -expected[negatives.rows]
     if bias is not None:
         offset, offsets = offset + bias[targets], offsets + bias[negatives.rows]
-    positive = (queries * own).sum(1) + offset
-    negative = torch.addmm(offsets, queries, others.T)
-    same = negatives.rows.int() == targets.int().unsqueeze(1)
-    negative = negative.masked_fill_(same, -torch.inf)
-    # −log softmax of the target among itself and the negatives.
-    return F.softplus(negative.float().logsumexp(1) - positive.float()).mean()
+    rows = negatives.rows.sort().values
+    repeats = torch.searchsorted(rows, targets, right=True) - torch.searchsorted(rows, targets)
+    with torch.autocast(queries.device.type, enabled=False):
+        dtype = vectors.dtype
+        loss: Tensor = _SharedSoftmax.apply(  # type: ignore[no-untyped-call]
+            queries.to(dtype), own.to(dtype), others.to(dtype), offset.to(dtype), offsets.to(dtype), repeats
+        )
+    return loss
+
+
+class _SharedSoftmax(torch.autograd.Function):
+    """−log softmax of each target among itself and K shared negatives, in as few passes over [T, K] as will do.
+
+    A negative that is the target has the target's own score, so what it adds is known and taken off again: no mask
+    [T, K] is needed.
+
+    queries, own: [T, Q], others: [K, Q], offset: [T], offsets: [K], repeats: int64 [T], negatives that are the target
+    → the mean, a scalar
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, own: Tensor, others: Tensor, offset: Tensor, offsets: Tensor, repeats: Tensor
+    ) -> Tensor:
+        positive = (queries * own).sum(1) + offset
+        weights = torch.addmm(offsets, queries, others.T)
+        top = torch.maximum(weights.amax(1), positive) if len(others) else positive
+        weights.sub_(top.unsqueeze(1)).exp_()
+        mass = (positive - top).exp()
+        total = weights.sum(1) + mass * (1 - repeats)
+        ctx.save_for_backward(queries, own, others, weights, mass * (1 - repeats), total)
+        return (total.log() + top - positive).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        queries, own, others, weights, mass, total = ctx.saved_tensors
+        share = grads[0] / (len(queries) * total)
+        of_negative = weights * share.unsqueeze(1)
+        of_positive = mass * share - grads[0] / len(queries)
+        of_queries = torch.addcmul(of_negative @ others, of_positive.unsqueeze(1), own)
+        of_own = of_positive.unsqueeze(1) * queries
+        return of_queries, of_own, of_negative.T @ queries, of_positive, of_negative.sum(0), None

@@ -32,7 +32,8 @@ class NegativeSampler:
         weights = train_events[1:].astype(np.float64) ** alpha * (train_events[1:] > 0)
         popularity = weights / weights.sum()
         share = train_events / max(int(train_events.sum()), 1)
-        self._cumulative = np.cumsum(popularity)
+        # Ends at exactly 1 with the last row that can be drawn, so that rounding never draws one that can't.
+        self._cumulative = np.cumsum(popularity) / np.cumsum(popularity)[-1]
         self._items, self._uniform, self._popular, self._in_batch = items, uniform, popular, in_batch
         drawn = np.append(0.0, uniform / items + popular * popularity)
         self._drawn = torch.from_numpy(drawn.astype(np.float32))
@@ -42,7 +43,7 @@ class NegativeSampler:
         """Negatives for a batch with `targets` int64 [T], on their device."""
         uniform = rng.integers(1, self._items + 1, self._uniform)
         popular = 1 + np.searchsorted(self._cumulative, rng.random(self._popular), side="right")
-        rows = torch.from_numpy(np.concatenate([uniform, np.minimum(popular, self._items)])).to(targets.device)
+        rows = torch.from_numpy(np.concatenate([uniform, popular])).to(targets.device)
         expected = self._drawn.to(targets.device)
         if self._in_batch:
             rows = torch.cat([rows, targets])

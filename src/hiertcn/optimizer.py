@@ -34,7 +34,7 @@ class Optimizer:
                 grads.append(parameter.grad._values())
             elif parameter.grad is not None:
                 grads.append(parameter.grad)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         torch._foreach_mul_(grads, (self._clip / (norm + 1e-6)).clamp_max(1.0))
         for part in self._parts:
             part.step()
@@ -51,13 +51,19 @@ class Optimizer:
         }
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take the state from what `state_tensors` gave; other tensors are passed over."""
+        """Take the state from what `state_tensors` gave; other tensors are passed over.
+
+        Raises ValueError, KeyError or IndexError if it is not that of these parameters.
+        """
         for number, part in enumerate(self._parts):
+            parameters = part.param_groups[0]["params"]
             state: dict[int, dict[str, Tensor | int]] = {}
             for name, value in tensors.items():
                 prefix, _, rest = name.partition(".")
                 if prefix == _STATE and rest.startswith(f"{number}."):
                     _, index, key = rest.split(".")
+                    if value.shape != (torch.Size() if key == "step" else parameters[int(index)].shape):
+                        raise ValueError(f"{name} has shape {tuple(value.shape)}")
                     # SparseAdam counts its steps in a plain int.
                     plain = key == "step" and isinstance(part, torch.optim.SparseAdam)
                     state.setdefault(int(index), {})[key] = int(value) if plain else value

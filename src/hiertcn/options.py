@@ -102,6 +102,7 @@ def _presets() -> dict[str, dict[str, Any]]:
 
 
 def preset_names() -> list[str]:
+    """The names that `prepare_config` knows presets by."""
     return list(_presets())
 
 

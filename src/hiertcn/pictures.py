@@ -85,7 +85,9 @@ def segments(title: str, way: str, names: Sequence[str], models: Mapping[str, Se
         for index, (model, estimates) in enumerate(models.items()):
             value, low, high = np.array(estimates).T
             places = np.arange(len(names)) + 0.5 * ((index + 0.5) / len(models) - 0.5)
-            axes.errorbar(places, value, yerr=[value - low, high - value], **_look(index), label=_short(model))
+            line = "solid" if len(names) > 2 else "none"
+            spread = [value - low, high - value]
+            axes.errorbar(places, value, yerr=spread, **_look(index), linestyle=line, label=_short(model))
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(way)

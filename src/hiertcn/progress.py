@@ -20,7 +20,10 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Progress:
-    """Shows steps and epochs on `console`; `quiet` shows nothing. Reading a loss waits for the device, so it is done seldom."""
+    """Shows steps and epochs on `console`; `quiet` shows nothing.
+
+    Reading a loss waits for the device, so it is done seldom.
+    """
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self._console = console or Console(stderr=True)
@@ -48,41 +51,35 @@ class Progress:
         if self._writer is not None:
             self._writer.close()
 
-    def start(self, folder: Path, epochs: int, steps: int, epoch: int, step: int, best: float | None) -> None:
-        """Training goes on at batch `step` of `steps` in `epoch` (from 0) of `epochs`."""
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=epoch * steps + step)
-        self._epochs, self._steps, self._epoch = epochs, steps, epoch
+    def start(self, folder: Path, epochs: int, epoch: int, steps: int, best: float | None) -> None:
+        """Training goes on in `epoch` (from 0) of `epochs`, after `steps` steps in all."""
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps)
+        self._epochs, self._epoch, self._steps = epochs, epoch, steps
         self._begun = self._looked = self._spoke = time.monotonic()
         self._events = self._done = 0
         self._best = "-" if best is None else f"{best:.4f}"
-        self._task = self._bar.add_task(
-            "",
-            total=epochs * steps,
-            completed=epoch * steps + step,
-            epoch=epoch + 1,
-            rate=0.0,
-            loss=float("nan"),
-            best=self._best,
-        )
+        self._task = self._bar.add_task("", total=None, epoch=epoch + 1, rate=0.0, loss=float("nan"), best=self._best)
 
-    def step(self, done: int, events: int, loss: Tensor) -> None:
-        """Batch `done` (from 1) of the epoch is trained, on `events` targets."""
+    def step(self, batch: int, batches: int, events: int, loss: Tensor) -> None:
+        """Batch `batch` (from 1) of the epoch's `batches` is trained, on `events` targets."""
         self._events += events
         self._done += 1
+        self._steps += 1
         now = time.monotonic()
         if now - self._looked < _SECONDS_BETWEEN_LOOKS:
             return
         self._looked = now
-        rate, value, at = self._events / (now - self._begun), float(loss), self._epoch * self._steps + done
+        rate, value = self._events / (now - self._begun), float(loss)
+        at, total = self._epoch * batches + batch, self._epochs * batches
         assert self._writer is not None
-        self._writer.add_scalar("train/loss", value, at)
-        self._writer.add_scalar("train/events_per_second", rate, at)
-        self._bar.update(self._task, completed=at, rate=rate, loss=value)
+        self._writer.add_scalar("train/loss", value, self._steps)
+        self._writer.add_scalar("train/events_per_second", rate, self._steps)
+        self._bar.update(self._task, completed=at, total=total, rate=rate, loss=value)
         if not self._live and now - self._spoke >= _SECONDS_BETWEEN_LINES:
             self._spoke = now
-            left = (self._epochs * self._steps - at) * (now - self._begun) / self._done
+            left = (total - at) * (now - self._begun) / self._done
             self.say(
-                f"epoch {self._epoch + 1}/{self._epochs} batch {done}/{self._steps} loss {value:.4f} "
+                f"epoch {self._epoch + 1}/{self._epochs} batch {batch}/{batches} loss {value:.4f} "
                 f"{rate:,.0f} events/s, at most {left / 60:.1f} min left"
             )
 
@@ -90,7 +87,7 @@ class Progress:
         """An epoch is trained and validated: `line` holds its loss and validation metrics."""
         self._epoch = int(line["epoch"])
         self._best = f"{best:.4f}"
-        self._bar.update(self._task, completed=self._epoch * self._steps, epoch=self._epoch + 1, best=self._best)
+        self._bar.update(self._task, epoch=min(self._epoch + 1, self._epochs), best=self._best)
         assert self._writer is not None
         for name, value in line.items():
             if name not in ("epoch", "loss"):

@@ -72,9 +72,9 @@ def rank(model: Model, batches: Iterable[SessionBatch], rows: int, *, top: int =
 
 
 def _mid_ranks(scores: Tensor, targets: Tensor) -> Tensor:
-    """float64 [T]: ranks of `targets` (rows ≥ 1; 0 gives NaN) in `scores` [T, n]."""
+    """float64 [T]: ranks of `targets` (rows ≥ 1; 0 gives NaN) in `scores` [T, n]. Another's NaN counts as above."""
     own = scores.gather(1, (targets - 1).clamp_min(0).unsqueeze(1))
-    above = (scores > own).sum(1, dtype=torch.int32)
+    above = scores.shape[1] - (scores <= own).sum(1, dtype=torch.int32)
     equal = (scores == own).sum(1, dtype=torch.int32)
     if bool((equal == 0).any()):
         raise TrainingError("The model scores an item with NaN; its weights are damaged. Train it again.")

@@ -125,15 +125,19 @@ def _check(evaluations: Sequence[Evaluation]) -> None:
 def _facts(first: Evaluation) -> list[tuple[str, str]]:
     manifest = first.cache.manifest
     outside = int((~first.ranked).sum())
-    split = ", ".join(f"{key} {value}" for key, value in manifest.split.items() if value is not None)
+    split = [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in manifest.split.items() if value is not None]
     return [
         ("log", f"{manifest.events:,} events, {manifest.sessions:,} sessions, {manifest.users:,} users"),
         ("a new session", f"after {manifest.session_gap:,g} s without an event"),
-        ("split", split),
+        ("split", "; ".join(split)),
         ("candidates", f"{first.catalog.size:,} items, the whole catalog"),
         ("ranked", f"{first.table.targets:,} events of {first.table.users:,} users, {first.part} part"),
         ("outside the catalog", f"{outside:,} of {len(first.ranked):,} {first.part} events; counted, not ranked"),
     ]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _number(value: float, form: str = ".4f") -> str:
@@ -234,7 +238,7 @@ def _segments(evaluations: Sequence[Evaluation], way: str) -> Section:
         estimates = {e.name: [_per_event(table, metric) for table in e.segments[way].values()] for e in evaluations}
         shown.append(
             (
-                f"{metric} by {way}; the numbers are in the table",
+                f"{metric} by {way}, with 95% intervals; the numbers are in the table",
                 pictures.segments(metric, way, list(tables), estimates),
             )
         )

@@ -14,6 +14,7 @@ from hiertcn.models import CONFIGS, ModelConfig
 from hiertcn.training import TrainConfig
 
 _FOLDER = resources.files("hiertcn") / "configs"
+_TABLES = ("model", "train")
 PRESETS = tuple(sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir()))
 
 
@@ -30,20 +31,22 @@ def read_settings(
         tables = read_toml(file or shipped)
     where = str(file or f"preset {preset}")
     problems = [
-        f"[{name}] is not a table{nearest(name, ('model', 'train'))}"
-        for name in tables
-        if name not in ("model", "train")
+        f"[{name}] is not a table{nearest(name, _TABLES)}; the tables are [model] and [train]."
+        for name, table in tables.items()
+        if name not in _TABLES or not isinstance(table, dict)
     ]
-    chosen = {**tables.get("model", {}), **_given(model)}
+    settings = {name: table for name, table in tables.items() if isinstance(table, dict)}
+    chosen = {**settings.get("model", {}), **_given(model)}
     name = chosen.pop("name", "hiertcn")
-    model_config, train_config = None, None
-    if name not in CONFIGS:
+    model_config = None
+    if not isinstance(name, str) or name not in CONFIGS:
         problems.append(
-            f"model name {name!r} is unknown{nearest(str(name), CONFIGS)}; the models are {', '.join(CONFIGS)}"
+            f"model name {str(name)[:80]!r} is unknown{nearest(str(name), CONFIGS)}; "
+            f"the models are {', '.join(CONFIGS)}."
         )
     else:
         model_config = _collected(CONFIGS[name], chosen, problems)
-    train_config = _collected(TrainConfig, {**tables.get("train", {}), **_given(train)}, problems)
+    train_config = _collected(TrainConfig, {**settings.get("train", {}), **_given(train)}, problems)
     if problems or model_config is None or train_config is None:
         raise InputError(f"{where}: {' '.join(problems)}")
     return model_config, train_config

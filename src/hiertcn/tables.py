@@ -49,6 +49,8 @@ class Rows:
 
 
 class Table(Protocol):
+    """A log or a list of items, its columns known and its rows still to be read."""
+
     name: str
     columns: list[str]
 

@@ -24,6 +24,8 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 @dataclass(frozen=True)
 class Item:
+    """`title` is empty where there is none; `hit` marks a guess that was right."""
+
     id: str
     title: str
     hit: bool = False
@@ -61,6 +63,8 @@ class ShownSession:
 
 @dataclass(frozen=True)
 class Timeline:
+    """The last of a user's `total` sessions."""
+
     user: str
     total: int
     sessions: Sequence[ShownSession]

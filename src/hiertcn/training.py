@@ -4,27 +4,24 @@ from __future__ import annotations
 
 __all__ = ["TrainConfig", "train"]
 
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from hiertcn import __version__, checkpoint
-from hiertcn.artifact import Run, load_weights, write_run
+from hiertcn.artifact import Run, check_weights, state_history, write_run
 from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
-from hiertcn.checkpoint import locked
+from hiertcn.checkpoint import locked, stop_signals
 from hiertcn.config import Config, Count, Positive
-from hiertcn.errors import InputError, Stopped, TrainingError
-from hiertcn.evaluation import evaluate_model
+from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
+from hiertcn.evaluation import evaluate_model
 from hiertcn.losses import cross_entropy, sampled_softmax
 from hiertcn.models import Model, ModelConfig, VectorModel, build, trainable
 from hiertcn.negatives import NegativeSampler
@@ -42,7 +39,7 @@ class TrainConfig(Config):
     """How a model is trained.
 
     rows, sessions, chunk:  a batch is the next `sessions` chunks of at most `chunk` events of `rows` rows of users
-    negatives:              of sampled_softmax: drawn uniformly, by train events^alpha, and the other targets of the batch
+    negatives:              of sampled_softmax: drawn uniformly, by train events^alpha, and the batch's other targets
     patience:               epochs without a better validation `metric` before training stops
     validation_users:       share of the users of the validation part that are ranked each epoch
     checkpoint_steps:       steps between checkpoints; there is one at each epoch's end and at each stop, too
@@ -64,12 +61,20 @@ class TrainConfig(Config):
     patience: Count = 3
     validation_users: Share = 1.0
     checkpoint_steps: Count = 1000
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        drawn = self.uniform_negatives or self.popular_negatives or self.in_batch_negatives
+        if self.loss == "sampled_softmax" and not drawn:
+            raise ValueError("sampled_softmax should have negatives: uniform, popular or in-batch ones")
+        return self
 
-# Settings that a resumed run may change: they do not change the weights a given number of steps leads to.
-_FREE = {"epochs", "patience", "checkpoint_steps"}
+
+# Settings that a resumed run may change: they do not change the weights a given number of steps leads to. The device
+# that is found has to be the same, however it was asked for.
+_FREE = {"epochs", "patience", "checkpoint_steps", "device"}
 
 
 def train(
@@ -87,8 +92,9 @@ def train(
     With `resume`, go on from the directory's last checkpoint: the weights are bit for bit those of a run that was never
     stopped (same machine, same number of threads). SIGINT and SIGTERM save a checkpoint and raise Stopped.
 
-    Raises InputError for a directory in use, settings that differ from the checkpoint's, or a need of more memory than is
-    free (unless `allow_memory`); TrainingError when a loss or gradient is not finite: the last checkpoint is kept.
+    Raises InputError for a directory in use, settings that differ from the checkpoint's, a part without events, or a
+    need of more memory than is free (unless `allow_memory`); TrainingError when a loss, a gradient or a weight is not
+    finite (the last checkpoint is kept); StorageError when the disk refuses a write.
     """
     if not trainable(type(model)):
         raise InputError(
@@ -96,10 +102,20 @@ def train(
             f"Evaluate it with `hiertcn evaluate RUN --model {model.name}`."
         )
     cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
+    cache.verify()
+    for part in ("train", "valid"):
+        if not cache.manifest.parts.get(part, {}).get("events"):
+            raise InputError(
+                f"The {part} part of {cache.path} holds no event. "
+                "Prepare the log with another --split or other fractions."
+            )
     with locked(out), progress or Progress(quiet=True) as shown, stop_signals() as stopped:
-        training = _Training(cache, model, config, out, shown)
-        check_memory(training.model, config.rows * config.sessions * config.chunk, config.loss, allow_memory, shown.say)
-        return training.run(resume, stopped)
+        events = cache.catalog.train_events
+        targets = min(config.rows * config.sessions * config.chunk, int(events.sum()))
+        drawn = config.uniform_negatives + config.popular_negatives + targets * config.in_batch_negatives
+        candidates = len(events) if config.loss == "cross_entropy" else drawn
+        check_memory(model, events, targets * candidates, allow_memory, shown.say)
+        return _Training(cache, model, config, out, shown).run(resume, stopped)
 
 
 class _Training:
@@ -130,6 +146,7 @@ class _Training:
         self.optimizer = Optimizer(self.model, config.learning_rate, config.weight_decay, config.clip)
         self.carried = self.model.zero_state(config.rows)
         self.history: list[dict[str, Any]] = []
+        self.steps = 0
         self.loss = torch.zeros((), device=self.device)
         # The first step whose loss or gradient was not finite, or -1. On the device, so that no step waits for it.
         self.diverged = torch.full((), -1, device=self.device)
@@ -138,28 +155,30 @@ class _Training:
         if checkpoint.begin(self.out, self._identity(), resume):
             self._load()
         best = self.history[self._best()][self.config.metric] if self.history else None
-        at = self.batches.state_dict()
-        self.progress.start(self.out, self.config.epochs, len(self.batches), at["epoch"], at["batch"], best)
+        self.progress.start(self.out, self.config.epochs, self.batches.epoch, self.steps, best)
         while self.batches.epoch < self.config.epochs and not self._patience_is_over():
             self._epoch(stopped)
         return Run(self.out)
 
     def _epoch(self, stopped: threading.Event) -> None:
         self.model.train()
-        epoch = self.batches.epoch
+        epoch, first = self.batches.epoch, self.steps - self.batches.batch
         for batch in self.batches:
-            step = epoch * len(self.batches) + self.batches.batch
-            loss = self._step(batch.to(self.device), step)
-            self.progress.step(self.batches.batch, len(batch.targets), loss)
-            if self.device.type == "cpu" or step % STEPS_BETWEEN_CHECKS == 0:
-                self._check()
-            if stopped.is_set() or step % self.config.checkpoint_steps == 0:
+            loss = self._step(batch.to(self.device))
+            self.progress.step(self.batches.batch, len(self.batches), len(batch.targets), loss)
+            # Looked at once: a signal may come between any two lines.
+            stop = stopped.is_set()
+            save = stop or self.steps % self.config.checkpoint_steps == 0
+            if save or self.device.type == "cpu" or self.steps % STEPS_BETWEEN_CHECKS == 0:
+                self._check(epoch, first, weights=save)
+            if save:
                 self._save()
-            if stopped.is_set():
+            if stop:
                 raise Stopped(
-                    f"Stopped at step {step}; it is saved in {self.out}. Go on with the same command and --resume."
+                    f"Stopped at step {self.steps}; it is saved in {self.out}. "
+                    "Go on with the same command and --resume."
                 )
-        self._check()
+        self._check(epoch, first, weights=True)
         share = self.config.validation_users
         found = evaluate_model(self.model, self.cache.catalog, self.cache, "valid", users=share).table.event
         self.history.append({"epoch": epoch + 1, "loss": float(self.loss) / self.batches.targets, **found})
@@ -167,12 +186,15 @@ class _Training:
         best = self._best()
         if best == epoch:
             write_run(self.out, self.model, self.model_config, self.cache.catalog, self._facts())
+        else:
+            state_history(self.out, self.history)
         self._save()
         self.progress.epoch(self.history[-1], self.config.metric, self.history[best][self.config.metric])
 
-    def _step(self, batch: SessionBatch, step: int) -> Tensor:
+    def _step(self, batch: SessionBatch) -> Tensor:
+        self.steps += 1
         # Dropout and negatives depend on (seed, step) alone, so a resumed run draws what the uninterrupted one drew.
-        rng = np.random.default_rng([self.config.seed, step])
+        rng = np.random.default_rng([self.config.seed, self.steps])
         mixed = torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
         with torch.random.fork_rng(), mixed:
             torch.manual_seed(int(rng.integers(1 << 63)))
@@ -184,7 +206,7 @@ class _Training:
         loss = loss.detach()
         self.loss += loss * len(batch.targets)
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
-        self.diverged = torch.where((self.diverged < 0) & broken, step, self.diverged)
+        self.diverged = torch.where((self.diverged < 0) & broken, self.steps, self.diverged)
         return loss
 
     def _loss(self, queries: Tensor, targets: Tensor, rng: np.random.Generator) -> Tensor:
@@ -192,19 +214,22 @@ class _Training:
         if self.config.loss == "cross_entropy":
             return cross_entropy(queries, targets, self.model.vectors, self.model.bias)
         negatives = self.sampler.draw(targets, rng)
-        return sampled_softmax(
-            queries, targets, self.model.vectors, self.model.bias, negatives, sparse=self.model.items.sparse
-        )
+        vectors = self.model.vectors
+        sparse = self.model.items.sparse and vectors is self.model.items.weight
+        return sampled_softmax(queries, targets, vectors, self.model.bias, negatives, sparse=sparse)
 
-    def _check(self) -> None:
-        if (step := int(self.diverged)) >= 0:
+    def _check(self, epoch: int, first: int, weights: bool) -> None:
+        """Raise TrainingError if a step was not finite, or a weight is not; `epoch` began after `first` steps."""
+        step = int(self.diverged)
+        if step < 0 and weights and not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            step = self.steps
+        if step >= 0:
             kept = (
                 f"the last checkpoint in {self.out} is kept" if checkpoint.exists(self.out) else "nothing was saved yet"
             )
             raise TrainingError(
-                f"The loss or its gradient is not finite at step {step} (batch {(step - 1) % len(self.batches) + 1} of "
-                f"epoch {(step - 1) // len(self.batches) + 1}) with learning rate {self.config.learning_rate}; {kept}. "
-                "Train again with a lower learning rate."
+                f"The loss, its gradient or a weight is not finite at step {step} (batch {step - first} of epoch "
+                f"{epoch + 1}) with learning rate {self.config.learning_rate}; {kept}. Train again with a lower one."
             )
 
     def _best(self) -> int:
@@ -221,6 +246,7 @@ class _Training:
             "hiertcn": __version__,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "device": self.device.type,
             "cache": self.cache.manifest.fingerprint,
             "model": self.model_config.name,
             **{f"model.{key}": value for key, value in self.model_config.model_dump(mode="json").items()},
@@ -242,40 +268,27 @@ class _Training:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= self.optimizer.state_tensors()
         tensors |= {"carried": self.carried, "loss": self.loss}
-        facts = {"batches": self.batches.state_dict(), "history": self.history}
+        facts = {"batches": self.batches.state_dict(), "step": self.steps, "history": self.history}
         checkpoint.save(self.out, tensors, self._identity(), facts)
 
     def _load(self) -> None:
         tensors, facts = checkpoint.load(self.out)
         weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        load_weights(self.model, weights, self.out)
-        self.optimizer.load_state_tensors(tensors)
-        self.carried, self.loss = tensors["carried"].to(self.device), tensors["loss"].to(self.device)
+        check_weights(self.model, weights, self.out)
+        self.model.load_state_dict(weights)
+        try:
+            self.optimizer.load_state_tensors(tensors)
+            self.carried = tensors["carried"].to(self.device).reshape(self.carried.shape)
+            self.loss = tensors["loss"].to(self.device).reshape(())
+        except (KeyError, ValueError, IndexError, RuntimeError) as error:
+            raise ArtifactError(
+                f"The checkpoint of {self.out} does not fit the model: {error}. Train again in another --out."
+            ) from error
         self.batches.load_state_dict(facts["batches"])
-        self.history = facts["history"]
+        self.steps, self.history = facts["step"], facts["history"]
 
 
 def _device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise InputError("device = 'cuda', but torch finds no GPU here. Use device = 'auto' or 'cpu'.")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a step is finished and saved; the second signal acts at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def ask(number: int, _: Any) -> None:
-        stopped.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -30,6 +30,8 @@ class Counting(Model):
 
 
 class PopularityConfig(Config):
+    """There is nothing to choose."""
+
     name: ClassVar[str] = "popularity"
 
 

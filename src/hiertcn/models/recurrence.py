@@ -46,7 +46,7 @@ class StackedGRU(nn.Module):
 
 
 class _Scan(torch.autograd.Function):
-    """One GRU over all sequences. What a step has to wait for is one small product; the rest is done for all steps at once.
+    """One GRU over all sequences. What a step waits for is one small product; the rest is done for all steps at once.
 
     r = σ(x_r + h_r), z = σ(x_z + h_z), n = tanh(x_n + r h_n), h' = n + z (h − n), in the gate order of torch.nn.GRU.
     """
@@ -71,12 +71,10 @@ class _Scan(torch.autograd.Function):
             hidden = state[: end - begin]
             if decay is not None:
                 hidden = hidden * decay[begin:end].unsqueeze(1)
-            both, new = gates[begin:end].split([2 * units, units], dim=1)
-            both_h, new_h = torch.addmm(bias_hh, hidden, transposed, out=recurrent[begin:end]).split(
-                [2 * units, units], dim=1
-            )
-            both.add_(both_h).sigmoid_()
-            new.addcmul_(both[:, :units], new_h).tanh_()
+            both, new = gates[begin:end, : 2 * units], gates[begin:end, 2 * units :]
+            product = torch.addmm(bias_hh, hidden, transposed, out=recurrent[begin:end])
+            both.add_(product[:, : 2 * units]).sigmoid_()
+            new.addcmul_(both[:, :units], product[:, 2 * units :]).tanh_()
             state = torch.lerp(new, hidden, both[:, units:], out=states[begin:end])
         ctx.save_for_backward(values, initial, decay, weight_ih, weight_hh, gates, recurrent, states)
         ctx.steps = steps
@@ -92,7 +90,11 @@ class _Scan(torch.autograd.Function):
         # What the gradient of a state is multiplied by to give that of its gates.
         of_new = (1 - update) * (1 - new * new)
         factors = torch.stack(
-            [of_new * recurrent[:, 2 * units :] * reset * (1 - reset), (before - new) * update * (1 - update), of_new * reset],
+            [
+                of_new * recurrent[:, 2 * units :] * reset * (1 - reset),
+                (before - new) * update * (1 - update),
+                of_new * reset,
+            ],
             dim=1,
         )
         of_state, of_recurrent = grads[0].clone(), torch.empty_like(factors)
