@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caches import cache_of
-from hiertcn.artifact import Run, write_run
+from hiertcn.artifact import Run
 from hiertcn.cache import Cache
-from hiertcn.catalog import Catalog
 from hiertcn.errors import ArtifactError, InputError
-from hiertcn.models import CONFIGS, ModelConfig, build
+from hiertcn.models import CONFIGS
 from hiertcn.ranking import rank, ranking_batches
 from hiertcn.recommender import Recommendation, Recommender
 from hiertcn.streams import known_rows
+from runs import FULL, GAP, KINDS, START, assert_alike, catalog_of, five_items, run_of
 
-GAP, ITEMS, START = 1800, 12, 1_700_000_000
-SMALL = {
-    "hiertcn": {"dim": 8, "units": 6, "channels": (8, 8), "kernel": 3},
-    "hrnn": {"dim": 8, "units": 6},
-    "gru": {"dim": 8, "units": 6},
-    "moving_average": {"dim": 8, "window": 3},
-    "last_items": {"window": 4},
-}
-KINDS: dict[str, ModelConfig] = {name: config(**SMALL.get(name, {})) for name, config in CONFIGS.items()}
-for change in (
-    {"gap_decay": "fixed", "clock": True},
-    {"gap_decay": "learned", "aggregate": "max", "norm": True},
-    {"head": "softmax", "clock": True, "channels": (8, 8, 8, 8)},
-):
-    KINDS[f"hiertcn {change}"] = CONFIGS["hiertcn"](**{**SMALL["hiertcn"], **change})
-FULL = KINDS["hiertcn {'gap_decay': 'fixed', 'clock': True}"]
+ITEMS = 12
 WAITS = [0, 1, 60, GAP - 1, GAP, GAP + 1, 90_000, 700_000]
 
 
-def run_of(path: Path, config: ModelConfig, catalog: Catalog, gap: float = GAP, seed: int = 0) -> Run:
-    """A model directory with weights as they are initialised."""
-    path.mkdir(exist_ok=True)
-    write_run(path, build(config, catalog.train_events, seed), config, catalog, {"session_gap": gap})
-    return Run(path)
-
-
-def catalog_of(ids: Sequence[str | int], titles: Sequence[str | None] | None = None) -> Catalog:
-    counts = [3 * (len(ids) - k) for k in range(len(ids))]
-    named = {"item_id": list(ids), "title": titles or [None] * len(ids), "link": None, "train_events": counts}
-    kinds = {"title": pl.String, "link": pl.String, "train_events": pl.Int64}
-    return Catalog(pl.DataFrame(named, schema_overrides=kinds), len(ids))
-
-
-def random_cache(path: Path, users: int = 10, seed: int = 0) -> Cache:
+def random_cache(path: Path, users: int = 7, seed: int = 0) -> Cache:
     """Users on known and unknown items (rows above ITEMS) and at every gap that matters; the last third is tested."""
     rng = np.random.default_rng(seed)
     lines = []
@@ -77,15 +46,6 @@ def middle_rank(found: list[Recommendation], item: str) -> float:
     return above + (sum(score == scores[item] for score in scores.values()) + 1) / 2
 
 
-def assert_alike(found: list[Recommendation], expected: list[Recommendation]) -> None:
-    """The same items with the same scores, whatever the order of ties."""
-    assert {r.source for r in found} == {r.source for r in expected}
-    scores, others = ({r.item: r.score for r in some} for some in (found, expected))
-    assert scores.keys() == others.keys()
-    assert [scores[item] for item in others] == pytest.approx(list(others.values()), abs=1e-5, rel=1e-5)
-    assert [r.score for r in found] == sorted(scores.values(), reverse=True)
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return random_cache(tmp_path_factory.mktemp("log") / "cache")
@@ -93,9 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 @pytest.fixture
 def rec(tmp_path: Path) -> Recommender:
-    """Five items, two with a title."""
-    catalog = catalog_of(["a", "b", "c", "d", "e"], ["Apple", None, None, None, "Elder"])
-    return Recommender.load(run_of(tmp_path / "run", FULL, catalog))
+    return five_items(tmp_path / "run")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,94 +185,6 @@ def test_a_deleted_user_is_unknown(rec: Recommender) -> None:
     assert rec.recommend("u")[0].source == "popular"
     assert rec.recommend("v")[0].source == "model"
     rec.observe("u", "a", START - 1000)
-
-
-def test_ids_are_those_of_the_log(tmp_path: Path) -> None:
-    numbers = Recommender.load(run_of(tmp_path / "numbers", FULL, catalog_of([17, 5, 3])))
-    for user, item in ((1, 17), ("2", "17"), (np.int64(3), np.int64(17))):
-        numbers.observe(user, item, START)
-    assert numbers.recommend("1") == numbers.recommend(2) == numbers.recommend(3)
-    assert numbers.recommend(1)[0].source == "model"
-    assert {r.item for r in numbers.recommend(1)} == {17, 5, 3}
-    numbers.observe(1, "no number", START)
-    texts = Recommender.load(run_of(tmp_path / "texts", FULL, catalog_of(["017", "17", "🙂"])))
-    texts.observe("u", 17, START)
-    assert {r.item for r in texts.recommend("u", exclude_seen=True)} == {"017", "🙂"}
-
-
-BAD_IDS = ["", "a" * 257, "é" * 129, "a\n", "\0", "\x85", "\ud800", 2**63, 10**5000, True, 1.5, None, b"a", ["a"]]
-
-
-@pytest.mark.parametrize("bad", BAD_IDS, ids=lambda bad: type(bad).__name__)
-def test_an_id_that_can_be_none_is_refused(rec: Recommender, bad: object) -> None:
-    for call in (
-        lambda: rec.observe(bad, "a", START),  # type: ignore[arg-type]
-        lambda: rec.observe("u", bad, START),  # type: ignore[arg-type]
-        lambda: rec.recommend(bad),  # type: ignore[arg-type]
-        lambda: rec.query(bad),  # type: ignore[arg-type]
-        lambda: rec.delete(bad),  # type: ignore[arg-type]
-        lambda: rec.recommend_history([bad], [START]),  # type: ignore[list-item]
-    ):
-        with pytest.raises(InputError, match=r"id is .*; expected a whole number of 64 bits, or a text") as caught:
-            call()
-        assert len(str(caught.value)) < 350
-        assert "\n" not in str(caught.value)
-    assert rec.states.get("u") is None
-
-
-NUMBERS = [float("nan"), float("inf"), -1, 0, 31_535_999, 7_258_118_400, 1_700_000_000_000, 10**5000]
-DATES = [
-    datetime(2024, 5, 1),
-    *(datetime(year, 1, 1, tzinfo=UTC) for year in (1969, 9999)),
-    np.datetime64("2024-05-01"),
-]
-BAD_TIMES = [*NUMBERS, *DATES, True, "1700000000", None]
-
-
-@pytest.mark.parametrize("bad", BAD_TIMES, ids=lambda bad: type(bad).__name__)
-def test_a_time_that_can_be_none_is_refused(rec: Recommender, bad: object) -> None:
-    calls = [
-        lambda: rec.observe("u", "a", bad),  # type: ignore[arg-type]
-        lambda: rec.recommend_history(["a"], [bad]),  # type: ignore[list-item]
-    ]
-    if bad is not None:
-        calls.append(lambda: rec.recommend("u", time=bad))  # type: ignore[arg-type]
-    for call in calls:
-        with pytest.raises(InputError, match=r"The time .*; expected") as caught:
-            call()
-        assert len(str(caught.value)) < 350
-    assert rec.states.get("u") is None
-
-
-def test_times_of_every_kind_are_the_same_moment(rec: Recommender) -> None:
-    moment = datetime.fromtimestamp(START, UTC)
-    kinds = [START, float(START), np.int64(START), np.float64(START), np.int32(START), moment]
-    for time in [*kinds, moment.astimezone(timezone(timedelta(hours=9)))]:
-        rec.delete("u")
-        rec.observe("u", "a", time)
-        rec.observe("u", "b", START + GAP)
-        expected = rec.recommend_history(["a", "b"], [START, START + GAP])
-        assert_alike(rec.recommend("u"), expected)
-
-
-def test_events_come_in_the_order_of_time(rec: Recommender) -> None:
-    rec.observe("u", "a", START)
-    rec.observe("u", "b", START)
-    before = rec.states.get("u")
-    for call in (lambda: rec.observe("u", "c", START - 0.001), lambda: rec.recommend("u", time=START - 1)):
-        with pytest.raises(InputError, match="earlier than the user's last event"):
-            call()
-    assert rec.states.get("u") == before
-
-
-@pytest.mark.parametrize("k", [0, -1, 501, 10**200, 2.0, True, "3", None])
-def test_k_is_a_number_from_1_to_500(rec: Recommender, k: object) -> None:
-    for user in ("u", "cold"):
-        rec.delete("u")
-        rec.observe("u", "a", START)
-        with pytest.raises(InputError, match="expected a whole number from 1 to 500"):
-            rec.recommend(user, k)  # type: ignore[arg-type]
-    assert len(rec.recommend("u", 500)) == 5
 
 
 def test_states_outlive_the_recommender(tmp_path: Path) -> None:

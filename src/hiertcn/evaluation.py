@@ -27,7 +27,14 @@ from hiertcn.sessions import PARTS, SECOND, Sessions
 from hiertcn.streams import Ints, known_rows
 
 TOP = 20
-_HOUR = 3600
+_GAPS = (0, 6 * 3600, 24 * 3600, 168 * 3600)
+SEGMENTS = {
+    "event of the session": ("first", "2nd", "3–5", "6–10", "11+"),
+    "earlier sessions": ("0", "1–4", "5–19", "20+"),
+    "item": ("new to the user", "seen before"),
+    "gap before the session": ("no earlier session", "< 6 h", "6–24 h", "1–7 d", "≥ 7 d"),
+}
+"""For each way to divide targets, its segments in a natural order."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +66,13 @@ class Targets:
 
     def segments(self) -> dict[str, npt.NDArray[np.str_]]:
         """For each way to divide targets, the segment [T] of each."""
-        gap = np.nan_to_num(self.gap, nan=-1.0)
-        return {
-            "event of the session": _bucket(self.step, [1, 2, 3, 6, 11], ["", "first", "2nd", "3–5", "6–10", "11+"]),
-            "earlier sessions": _bucket(self.earlier_sessions, [1, 5, 20], ["0", "1–4", "5–19", "20+"]),
-            "item": np.where(self.seen, "seen before", "new to the user"),
-            "gap before the session": _bucket(
-                gap,
-                [0, 6 * _HOUR, 24 * _HOUR, 168 * _HOUR],
-                ["no earlier session", "< 6 h", "6–24 h", "1–7 d", "≥ 7 d"],
-            ),
+        places = {
+            "event of the session": np.searchsorted([2, 3, 6, 11], self.step, side="right"),
+            "earlier sessions": np.searchsorted([1, 5, 20], self.earlier_sessions, side="right"),
+            "item": self.seen.astype(np.int64),
+            "gap before the session": np.searchsorted(_GAPS, np.nan_to_num(self.gap, nan=-1.0), side="right"),
         }
-
-
-def _bucket(values: npt.NDArray[Any], edges: list[int], names: list[str]) -> npt.NDArray[np.str_]:
-    return np.array(names)[np.searchsorted(edges, values, side="right")]
+        return {way: np.array(names)[places[way]] for way, names in SEGMENTS.items()}
 
 
 def _describe(sessions: Sessions, events: Ints, first_user: int) -> tuple[npt.NDArray[Any], ...]:
@@ -113,10 +112,9 @@ class Evaluation:
         """For each way to divide targets, the table of each segment, in a natural order."""
         out: dict[str, dict[str, Table]] = {}
         for way, names in self.targets.segments().items():
-            _, order = np.unique(names[self.ranked], return_index=True)
-            found = [names[self.ranked][i] for i in sorted(order)]
+            found = [name for name in SEGMENTS[way] if (self.ranked & (names == name)).any()]
             out[way] = {
-                str(name): measure(
+                name: measure(
                     self.ranks.ranks[self.ranked & (names == name)],
                     self.targets.user[self.ranked & (names == name)],
                     self.catalog.size,

@@ -57,16 +57,18 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     Raises StorageError when the disk refuses the write; what was at `path` is then intact.
     """
-    aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+    # A folder of its own, since some libraries write to a name of their choice beside the one they are given.
+    folder = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+    aside = folder / path.name
     with refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
             _sync(aside)
             os.replace(aside, path)
             _sync(path.parent)
         finally:
-            aside.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

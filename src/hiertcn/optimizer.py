@@ -19,9 +19,9 @@ class Optimizer:
         self._parameters = list(model.parameters())
         dense = [p for p in self._parameters if id(p) not in sparse]
         self._clip = clip
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(dense, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        ]
+        self._parts: list[torch.optim.Optimizer] = []
+        if dense:
+            self._parts.append(torch.optim.AdamW(dense, lr=learning_rate, weight_decay=weight_decay, fused=True))
         if tables:
             self._parts.append(torch.optim.SparseAdam(tables, lr=learning_rate))
 

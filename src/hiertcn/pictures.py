@@ -102,7 +102,7 @@ def curves(title: str, models: Mapping[str, tuple[int, Sequence[int], Sequence[f
     def draw(axes: Axes) -> None:
         for model, (index, epochs, values) in models.items():
             axes.plot(epochs, values, **_look(index), label=_short(model))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_ylabel(title)
 

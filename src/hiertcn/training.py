@@ -51,7 +51,7 @@ class TrainConfig(Config):
     popularity_alpha: Annotated[float, Field(ge=0, le=1)] = 0.75
     in_batch_negatives: bool = True
     epochs: Count = 20
-    rows: Count = 32
+    rows: Annotated[int, Field(ge=1, le=65_536)] = 32
     sessions: Count = 10
     chunk: Count = 20
     learning_rate: Positive = 1e-3

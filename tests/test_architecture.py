@@ -1,0 +1,158 @@
+"""The house keeps its rules: imports only go down, rooms of data know no torch, every public thing says what it is."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import hiertcn
+
+SOURCE = Path(hiertcn.__file__).parent
+LONGEST = 320
+
+# Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
+FLOORS = {
+    6: "cli",
+    5: "training demo report pictures timeline progress settings checkpoint optimizer estimate",
+    4: "batching streams ranking evaluation recommender histories inspection",
+    3: """cache artifact preparation states states.memory states.protocol states.sqlite states.state
+          models models.aggregation models.gru models.hiertcn models.hrnn models.moving_average models.popularity
+          models.protocol models.recurrence models.tcn""",
+    2: "sessions catalog ragged packing losses negatives synth metrics filters splits itemlist",
+    1: "events columns options quarantine sources tables lines times config errors files",
+}
+FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
+# What preparing, inspecting and simulating a log consist of.
+WITHOUT_TORCH = """preparation inspection histories synth cache catalog sessions splits filters itemlist events options
+                   metrics streams states""".split()
+ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
+# Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
+LAZY = {"cli", ""}
+
+
+def name_of(path: Path) -> str:
+    """The module's name below the package; of the package itself the empty string."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").rstrip(".")
+
+
+MODULES = {name_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+def imported(module: str) -> set[str]:
+    """Full names of all that a module imports, anywhere but for type checkers only."""
+    found = set()
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports by a relative name"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inner if name.removeprefix("hiertcn.") in MODULES} or {str(node.module)}
+    return found
+
+
+def own(module: str) -> set[str]:
+    """Modules of the package, but for the package itself, that a module imports."""
+    return {name.removeprefix("hiertcn.") for name in imported(module) if name.startswith("hiertcn.")}
+
+
+def reached(module: str) -> set[str]:
+    """The module and all that it imports, directly or not."""
+    found, waiting = set(), [module]
+    while waiting:
+        if (at := waiting.pop()) not in found:
+            found.add(at)
+            waiting += own(at)
+    return found
+
+
+def test_every_module_has_its_floor() -> None:
+    assert set(FLOOR) == set(MODULES) - {""}
+
+
+@pytest.mark.parametrize("module", FLOOR)
+def test_imports_only_go_down(module: str) -> None:
+    up = {other for other in own(module) if FLOOR[other] > FLOOR[module]}
+    assert not up, f"{module} (floor {FLOOR[module]}) imports {up}"
+
+
+@pytest.mark.parametrize("module", FLOOR)
+def test_no_circles(module: str) -> None:
+    # A package imports what is in it, and that may name the package's siblings.
+    circle = {other for other in own(module) if module in reached(other)}
+    assert not circle, f"{module} imports {circle} and is imported by it"
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_rooms_of_data_know_no_torch(module: str) -> None:
+    for other in reached(module):
+        packages = {name.partition(".")[0] for name in imported(other)}
+        assert not packages & {"torch", "safetensors", "tensorboard", "matplotlib"}, f"{module} → {other}"
+
+
+@pytest.mark.parametrize("module", ONLINE)
+def test_what_serves_one_person_knows_no_training(module: str) -> None:
+    assert not reached(module) & OFFLINE
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - LAZY))
+def test_imports_stand_at_the_head(module: str) -> None:
+    functions = [n for n in ast.walk(parsed(module)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    within = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Import | ast.ImportFrom)]
+    assert not within
+    head = parsed(module).body[1]
+    assert isinstance(head, ast.ImportFrom)
+    assert (head.module, [alias.name for alias in head.names]) == ("__future__", ["annotations"])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_stay_short_and_call_nothing_that_is_barred(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= LONGEST
+    packages = {name.partition(".")[0] for name in imported(module)}
+    assert not packages & {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"print", "eval", "exec", "torch.load", "torch.save", "np.load", "numpy.load"}, called
+
+
+def public(module: str) -> set[str]:
+    """What a module's `__all__` lists."""
+    lists = [n.value for n in parsed(module).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    assert len(lists) == 1
+    names: list[str] = ast.literal_eval(lists[0])
+    assert len(set(names)) == len(names)
+    return set(names)
+
+
+@pytest.mark.parametrize("module", FLOOR)
+def test_public_things_are_there_and_say_what_they_are(module: str) -> None:
+    tree = parsed(module)
+    assert ast.get_docstring(tree)
+    defined = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+    bare = {name for name in public(module) & set(defined) if not ast.get_docstring(defined[name])}
+    assert not bare
+    found = import_module(f"hiertcn.{module}")
+    assert all(hasattr(found, name) for name in public(module))
+
+
+def test_the_library_face_is_imported_when_it_is_used() -> None:
+    code = (
+        "import sys, hiertcn as ht; ht.prepare; ht.simulate; ht.Cache; assert 'torch' not in sys.modules; "
+        "[getattr(ht, name) for name in ht.__all__]; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hiertcn.nothing  # type: ignore[attr-defined]
