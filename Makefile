@@ -9,10 +9,10 @@ demo: $(READY)
 	$(BIN)/hiertcn demo --out demo $(if $(LOG),--log "$(LOG)") $(ARGS)
 
 test: $(READY)
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: $(READY)
-	$(BIN)/pytest -n 2 -m "" $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -113,11 +113,12 @@ def measure(cache: Cache, _: Path) -> None:
         shuffle=True,
     )
     trained, alone = 0, []
-    for number, batch in enumerate(islice(batches, WARM + MEASURED)):
+    # Assembled beforehand: the generator has a benchmark of its own, and works in another thread.
+    for number, batch in enumerate(list(islice(batches, WARM + MEASURED))):
         for trainer in trainers.values():
             trainer.step(batch, number)
         if number == 0:
-            apart = float((models["HierTCN"].items.weight - padded.items.weight).abs().max())
+            apart = float((models["HierTCN"].vectors - padded.vectors).detach().abs().max())
         alone.append(seconds_of(products(batch, padded)))
         trained += len(batch.targets) if number >= WARM else 0
     seconds = {name: trainer.seconds[WARM:] for name, trainer in trainers.items()} | {"products": alone[WARM:]}

@@ -1,18 +1,22 @@
-"""Small training runs, how to stop them at a step, and what they left on disk."""
+"""Small training runs: how to stop them at a step, what they left on disk, and how to tamper with it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hiertcn.artifact import Run
+from hiertcn.artifact import Run, write_manifest
 from hiertcn.cache import Cache
+from hiertcn.errors import ArtifactError
 from hiertcn.models import HierTCNConfig, ModelConfig
 from hiertcn.preparation import prepare
 from hiertcn.progress import Progress
@@ -21,8 +25,8 @@ from hiertcn.training import TrainConfig, train
 
 SIMULATION = SimulationConfig(users=30, tastes=3, ring=5, sessions=5, session_length=3, seed=1)
 MODEL = HierTCNConfig(dim=6, units=5, channels=(7, 7), kernel=3, dropout=0.3)
-# About ten steps an epoch.
-TRAIN: dict[str, Any] = {"epochs": 2, "rows": 4, "sessions": 4, "chunk": 3, "learning_rate": 0.01}
+# About ten steps an epoch; the same bits are promised on the CPU.
+TRAIN: dict[str, Any] = {"epochs": 2, "rows": 4, "sessions": 4, "chunk": 3, "learning_rate": 0.01, "device": "cpu"}
 SAMPLED: dict[str, Any] = {"loss": "sampled_softmax", "uniform_negatives": 5, "popular_negatives": 5}
 
 
@@ -76,3 +80,55 @@ def weights_of(folder: Path, stem: str = "model") -> dict[str, np.ndarray]:
     """The tensors of the one file of `stem`, read without any check."""
     (path,) = folder.glob(f"{stem}-*.safetensors")
     return {name: tensor.numpy() for name, tensor in load_file(path).items()}
+
+
+def state_of(out: Path) -> dict[str, Any]:
+    """Where the last checkpoint stands."""
+    facts: dict[str, Any] = json.loads((out / "checkpoint.json").read_text())["facts"]
+    return facts
+
+
+def opened(folder: Path) -> Run:
+    """Everything of a run, loaded."""
+    run = Run(folder)
+    assert run.catalog.size
+    assert not run.model.training
+    return run
+
+
+def refused(folder: Path) -> str:
+    """What is said when it is not."""
+    with pytest.raises(ArtifactError) as caught:
+        opened(folder)
+    assert caught.value.exit_code == 3
+    assert len(str(caught.value)) < 1000
+    return str(caught.value)
+
+
+def restated(folder: Path, **changes: Any) -> None:
+    """Change what the manifest says, as somebody would who knows how its digest is made."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        table = manifest
+        for key in path:
+            table = table[key]
+        if value is None:
+            del table[last]
+        else:
+            table[last] = value
+    own = {key: value for key, value in manifest.items() if key != "sha256"}
+    write_manifest(folder / "manifest.json", own)
+
+
+def relisted(folder: Path, listed: str, name: str) -> None:
+    """List the file `name` as it is now, with a right digest."""
+    data = (folder / name).read_bytes()
+    restated(
+        folder,
+        **{
+            f"{listed}__file": name,
+            f"{listed}__sha256": hashlib.sha256(data).hexdigest(),
+            f"{listed}__bytes": len(data),
+        },
+    )

@@ -116,6 +116,9 @@ def test_inspect(ask: Ask, place: Path) -> None:
     assert stated["sessions_per_user"]["max"] == sessions.max()
     assert stated["sessions_per_user"]["median"] == sessions.median()
     assert stated["events_per_session"]["mean"] == round(log.height / stated["sessions"], 2)
+    lengths = log.select(begins.cum_sum().alias("session")).group_by("session").len()["len"]
+    assert stated["sessions_of_one_event"] == (lengths == 1).sum()
+    assert stated["events_per_session"]["max"] == lengths.max()
     assert stated["session_gap"] == 1800
     assert stated["split"]["by"] == "last"
     assert stated["vectors"] is None
@@ -252,5 +255,3 @@ def test_demo_on_a_log_of_ones_own(ask: Ask, place: Path, tmp_path: Path) -> Non
 def test_demo_on_the_simulated_log(tmp_path: Path) -> None:
     answer = command("demo", "--out", tmp_path / "demo", "--epochs", 1)
     assert "est possible" in check_report(tmp_path / "demo", answer)
-    # What was there is replaced.
-    assert command("demo", "--out", tmp_path / "demo", "--epochs", 1).code == 0

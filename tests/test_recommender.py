@@ -19,7 +19,7 @@ from hiertcn.models import CONFIGS
 from hiertcn.ranking import rank, ranking_batches
 from hiertcn.recommender import Recommendation, Recommender
 from hiertcn.streams import known_rows
-from runs import FULL, GAP, KINDS, START, assert_alike, catalog_of, five_items, run_of
+from people import FULL, GAP, KINDS, START, assert_alike, catalog_of, five_items, run_of
 
 ITEMS = 12
 WAITS = [0, 1, 60, GAP - 1, GAP, GAP + 1, 90_000, 700_000]

@@ -10,7 +10,7 @@ import pytest
 
 from hiertcn.errors import InputError
 from hiertcn.recommender import Recommender
-from runs import FULL, GAP, START, assert_alike, catalog_of, five_items, run_of
+from people import FULL, GAP, START, assert_alike, catalog_of, five_items, run_of
 
 
 @pytest.fixture

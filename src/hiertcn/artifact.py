@@ -34,6 +34,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import torch
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
@@ -168,7 +169,7 @@ def write_run(folder: Path, model: Model, config: ModelConfig, catalog: Catalog,
     """Make `model` the model of the directory, with `facts` (train config, cache, metrics) in its manifest."""
     catalog_path = folder / "catalog.arrow"
     with written_aside(catalog_path) as aside:
-        catalog.items.write_ipc(aside)
+        catalog.items.write_ipc(aside, compat_level=pl.CompatLevel.oldest())
     weights = write_tensors(folder, "model", model.state_dict())
     manifest = {
         "model": {"name": config.name, **config.model_dump(mode="json")},
@@ -246,8 +247,12 @@ class Run:
 
 def _read_items(path: Path) -> pl.DataFrame:
     try:
-        items = pl.read_ipc(path)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        # Arrow's own reader checks what it reads; the one of Polars trusts offsets and aborts where they are wrong.
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        table.validate(full=True)
+        items = pl.DataFrame(table)
+    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
         raise ArtifactError(f"{path} is no Arrow file ({str(error)[:80]}). Train the model again.") from error
     found = {name: str(kind) for name, kind in items.schema.items()}
     expected = {"item_id": "String", "title": "String", "link": "String", "train_events": "Int64"}

@@ -21,8 +21,11 @@ def cross_entropy(queries: Tensor, targets: Tensor, vectors: Tensor, bias: Tenso
 
     queries: [T, Q], targets: int64 [T] rows ≥ 1, vectors: [n + 1, Q], bias: [n + 1] or None → scalar
     """
-    logits = queries @ vectors[1:].T if bias is None else torch.addmm(bias[1:], queries, vectors[1:].T)
-    return F.cross_entropy(logits.float(), targets - 1)
+    others = vectors[1:]
+    offsets = others.new_zeros(len(others)) if bias is None else bias[1:]
+    own, offset = F.embedding(targets, vectors), offsets[targets - 1]
+    # Every item once, the target too: shared negatives of which one is the target.
+    return _softmax(queries, own, others, offset, offsets, torch.ones_like(targets))
 
 
 def sampled_softmax(
@@ -48,10 +51,14 @@ def sampled_softmax(
         offset, offsets = offset + bias[targets], offsets + bias[negatives.rows]
     rows = negatives.rows.sort().values
     repeats = torch.searchsorted(rows, targets, right=True) - torch.searchsorted(rows, targets)
+    return _softmax(queries, own, others, offset, offsets, repeats)
+
+
+def _softmax(queries: Tensor, own: Tensor, others: Tensor, offset: Tensor, offsets: Tensor, repeats: Tensor) -> Tensor:
     with torch.autocast(queries.device.type, enabled=False):
-        dtype = vectors.dtype
+        dtype = others.dtype
         loss: Tensor = _SharedSoftmax.apply(  # type: ignore[no-untyped-call]
-            queries.to(dtype), own.to(dtype), others.to(dtype), offset.to(dtype), offsets.to(dtype), repeats
+            queries.to(dtype), own, others, offset.to(dtype), offsets.to(dtype), repeats
         )
     return loss
 

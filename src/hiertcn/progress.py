@@ -15,6 +15,8 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from hiertcn.files import refusals
+
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -49,11 +51,14 @@ class Progress:
     ) -> None:
         self._bar.stop()
         if self._writer is not None:
-            self._writer.close()
+            with refusals(self._folder):
+                self._writer.close()
 
     def start(self, folder: Path, epochs: int, epoch: int, steps: int, best: float | None) -> None:
         """Training goes on in `epoch` (from 0) of `epochs`, after `steps` steps in all."""
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps)
+        self._folder = folder / "tensorboard"
+        with refusals(self._folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=steps)
         self._epochs, self._epoch, self._steps = epochs, epoch, steps
         self._begun = self._looked = self._spoke = time.monotonic()
         self._events = self._done = 0
@@ -71,9 +76,8 @@ class Progress:
         self._looked = now
         rate, value = self._events / (now - self._begun), float(loss)
         at, total = self._epoch * batches + batch, self._epochs * batches
-        assert self._writer is not None
-        self._writer.add_scalar("train/loss", value, self._steps)
-        self._writer.add_scalar("train/events_per_second", rate, self._steps)
+        self._write("train/loss", value, self._steps)
+        self._write("train/events_per_second", rate, self._steps)
         self._bar.update(self._task, completed=at, total=total, rate=rate, loss=value)
         if not self._live and now - self._spoke >= _SECONDS_BETWEEN_LINES:
             self._spoke = now
@@ -88,14 +92,18 @@ class Progress:
         self._epoch = int(line["epoch"])
         self._best = f"{best:.4f}"
         self._bar.update(self._task, epoch=min(self._epoch + 1, self._epochs), best=self._best)
-        assert self._writer is not None
         for name, value in line.items():
             if name not in ("epoch", "loss"):
-                self._writer.add_scalar(f"valid/{name}", value, self._epoch)
+                self._write(f"valid/{name}", value, self._epoch)
         self.say(
             f"epoch {self._epoch}/{self._epochs} loss {line['loss']:.4f} validation {metric} {line[metric]:.4f} "
             f"recall@10 {line['recall@10']:.4f} (best {metric} {best:.4f})"
         )
+
+    def _write(self, name: str, value: float, step: int) -> None:
+        assert self._writer is not None
+        with refusals(self._folder):
+            self._writer.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         if not self._quiet:

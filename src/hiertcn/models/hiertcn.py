@@ -127,7 +127,8 @@ class Clock(nn.Module):
         self.weekday = nn.Embedding(7, width)
         self.pause = nn.Embedding(2 * GAP_BUCKETS, width)
         for table in (self.hour, self.weekday, self.pause):
-            nn.init.normal_(table.weight, std=0.1)
+            # So that they begin without a say: at random they drown what the items tell, and learning starts late.
+            nn.init.zeros_(table.weight)
 
     def forward(self, batch: SessionBatch) -> Tensor:
         begin, source = batch.lag(1)

@@ -1,0 +1,72 @@
+"""Runs on disk without training, for recommending to people: every kind of model over a catalog of a few items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from hiertcn.artifact import Run, write_run
+from hiertcn.catalog import Catalog
+from hiertcn.models import CONFIGS, HierTCNConfig, ModelConfig, build
+from hiertcn.recommender import Recommendation, Recommender
+
+GAP = 1800
+START = 1_714_521_600  # 2024-05-01 UTC, seconds
+
+SIZES = {"dim": 8, "units": 6, "channels": (7, 7)}
+FULL = HierTCNConfig(**SIZES, gap_decay="fixed", norm=True, clock=True, dropout=0.2)
+_SMALL: dict[str, dict[str, int]] = {
+    "hiertcn": {"dim": 8},
+    "hrnn": {"dim": 8, "units": 6},
+    "gru": {"dim": 8, "units": 6},
+    "moving_average": {"dim": 8, "window": 3},
+    "last_items": {"window": 4},
+    "popularity": {},
+}
+KINDS: dict[str, ModelConfig] = {name: config(**_SMALL[name]) for name, config in CONFIGS.items()} | {
+    "full": FULL,
+    "learned decay, max": HierTCNConfig(**SIZES, gap_decay="learned", aggregate="max"),
+    "softmax head, four layers": HierTCNConfig(dim=8, units=6, channels=(7, 7, 7, 7), head="softmax"),
+}
+
+
+def catalog_of(ids: Sequence[str | int]) -> Catalog:
+    """Items of 3 · (n − k) train events; the first and the fifth have titles."""
+    titles = ["Apple", None, None, None, "Elder"][: len(ids)]
+    return Catalog(
+        pl.DataFrame(
+            {
+                "item_id": pl.Series(list(ids)),
+                "title": pl.Series(titles, dtype=pl.String),
+                "link": pl.Series([None] * len(ids), dtype=pl.String),
+                "train_events": [3 * (len(ids) - k) for k in range(len(ids))],
+            }
+        ),
+        len(ids),
+    )
+
+
+def run_of(path: Path, config: ModelConfig, catalog: Catalog, gap: float = GAP, seed: int = 0) -> Run:
+    """An untrained model of `config`, written as a run."""
+    path.mkdir()
+    model = build(config, catalog.train_events, seed)
+    origin = {"path": str(path), "fingerprint": "none"}
+    facts = {"cache": origin, "session_gap": float(gap), "validation": {}, "history": []}
+    write_run(path, model, config, catalog, facts)
+    return Run(path)
+
+
+def five_items(path: Path) -> Recommender:
+    return Recommender.load(run_of(path, FULL, catalog_of("abcde")))
+
+
+def assert_alike(found: Sequence[Recommendation], expected: Sequence[Recommendation]) -> None:
+    """The same items with the same scores to 1e-5; the order of what nearly ties is free."""
+    ours, theirs = ({r.item: r for r in one} for one in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for item, one in ours.items():
+        assert (one.title, one.source) == (theirs[item].title, theirs[item].source)
+        np.testing.assert_allclose(one.score, theirs[item].score, atol=1e-5)

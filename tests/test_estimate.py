@@ -1,0 +1,68 @@
+"""What training says it needs of memory, and that it asks before it takes any."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from hiertcn import training
+from hiertcn.cache import Cache
+from hiertcn.errors import InputError
+from hiertcn.models import HierTCNConfig, build
+from hiertcn.progress import Progress
+from hiertcn.training import TrainConfig, train
+from runs import MODEL, SAMPLED, run_of, small_cache
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return small_cache(tmp_path_factory.mktemp("log") / "cache")
+
+
+def test_a_need_of_more_memory_than_is_free_is_refused(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000))
+    with pytest.raises(InputError, match=r"Training needs about 0\.0 GB.*--yes") as caught:
+        run_of(cache, tmp_path / "run")
+    assert caught.value.exit_code == 2
+    assert run_of(cache, tmp_path / "run", allow_memory=True, epochs=1).manifest["history"]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"dim": 10**9},
+        {"dim": 10**9, "units": 10**9, "channels": (10**9, 10**9)},
+        {"channels": (10**6,), "kernel": 10**6},
+    ],
+)
+def test_a_model_beyond_any_memory_is_refused_without_taking_it(
+    sizes: dict[str, Any], cache: Cache, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"GB are free|too large for any machine"):
+        train(cache, HierTCNConfig(**sizes), TrainConfig(), tmp_path / "run")
+
+
+def test_the_estimate_is_said_first_and_counts_what_it_should(cache: Cache, tmp_path: Path) -> None:
+    shown = io.StringIO()
+    run_of(cache, tmp_path / "run", epochs=1, progress=Progress(Console(file=shown, width=200)))
+    said = shown.getvalue()
+    parameters = sum(p.numel() for p in build(MODEL, cache.catalog.train_events, 0).parameters())
+    assert said.startswith(f"{parameters:,} parameters; training needs at most about")
+
+
+def test_the_estimate_grows_with_the_scores_of_a_batch(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(training, "check_memory", lambda model, events, scores, allow, say: asked.append(scores))
+    monkeypatch.setattr(training._Training, "run", lambda *_: None)
+    items, events = cache.manifest.items, cache.manifest.parts["train"]["events"]
+    for number, settings in enumerate(({}, SAMPLED, {**SAMPLED, "in_batch_negatives": False}, {"rows": 1000})):
+        run_of(cache, cache.path.parent / str(number), **settings)
+    assert asked == [48 * (items + 1), 48 * (10 + 48), 48 * 10, events * (items + 1)]
