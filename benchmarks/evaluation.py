@@ -48,7 +48,7 @@ def run() -> None:
         ["largest block of scores", "its size", "ranked events/s (median pass)"],
         [[f"{block:,}", f"{block * 4 / 1e6:,.0f} MB", f"{value:,.0f}"] for block, value in middle.items()],
         [
-            f"{len(found.ranks):,} targets of a real log, each ranked exactly among {items:,} items by HierTCN (128-d), "
+            f"{len(found.ranks):,} targets of a real log, each ranked exactly among {items:,} items by HierTCN, 128-d, "
             "the encoding of every earlier event included. Both blocks give the same ranks."
         ],
     )

@@ -53,7 +53,7 @@ class Trainer:
 
 
 def products(batch: SessionBatch, model: HierTCN) -> list[tuple[int, int, int]]:
-    """(m, k, n) of every matrix product of one forward pass: the model's, on the positions that need them, the loss's."""
+    """(m, k, n) of every matrix product of one forward pass, on the positions that need it; the loss's, too."""
     positions, sessions, folds = len(batch.items), batch.sessions, len(batch.folds)
     shapes = [
         (positions, model.config.dim, model.config.channels[0]),
@@ -152,7 +152,7 @@ def measure(cache: Cache, _: Path) -> None:
         ["what", "parameters", "training events/s", "seconds over HierTCN's (median of steps)"],
         rows,
         [
-            f"Batches of {ROWS} rows × {SESSIONS} chunks of at most {CHUNK} events of a real log, shared by all in turn; "
+            f"Batches of {ROWS} rows × {SESSIONS} chunks of at most {CHUNK} events of a real log, shared by all; "
             f"sampled softmax with {NEGATIVES} shared negatives, Adam, clipping; {MEASURED} steps after {WARM} before.",
             '"products" is the time of the matrix products of HierTCN\'s step alone (forward and backward, only '
             f"those that its unpadded form needs): HierTCN trains at {ratio['products']:.0%} of that rate.",

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from hiertcn import __version__
 from hiertcn.cache import Cache
+from hiertcn.columns import Columns
 from hiertcn.errors import HiertcnError, InputError
 from hiertcn.files import write_text, written_aside
 from hiertcn.inspection import describe, inspection
@@ -212,6 +213,9 @@ def recommend(
     history: Annotated[
         Path | None, typer.Option(help="A log with the events of one person, who need not be in the prepared log.")
     ] = None,
+    user_column: Column = None,
+    item_column: Column = None,
+    time_column: Column = None,
     k: Annotated[int, typer.Option("-k", help="How many items, 1 to 500.")] = 10,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what the person had.")] = False,
     cache: OtherCache = None,
@@ -226,9 +230,11 @@ def recommend(
         raise InputError("Give either --user ID (of the prepared log) or --history FILE (the events of one person).")
     opened = Run(run)
     if history is not None:
-        items, times = history_in_file(history)
+        items, times = history_in_file(history, Columns(user=user_column, item=item_column, time=time_column))
     else:
         items, times = history_in_cache(Cache(cache or opened.manifest["cache"]["path"]), str(user))
+        if not items:
+            _say(f"{str(user)[:80]!r} has no event in the prepared log.")
     found = Recommender.load(opened).recommend_history(items, times, k=k, exclude_seen=exclude_seen)
     if as_json:
         typer.echo(json.dumps([entry._asdict() for entry in found], ensure_ascii=False))

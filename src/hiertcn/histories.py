@@ -17,13 +17,10 @@ History = tuple[list[str | int], list[float]]
 
 
 def history_in_cache(cache: Cache, user_id: str) -> History:
-    """Item ids and times (seconds) of a user of a prepared log. Raises InputError for an unknown one."""
+    """Item ids and times (seconds) of a user of a prepared log; none for somebody it does not know."""
     found = cache.find(user_id)
     if found is None:
-        raise InputError(
-            f"{user_id[:80]!r} is not a user of {cache.path}. Give the id as it stands in the log, "
-            "or the person's events by --history FILE."
-        )
+        return [], []
     shard, place = found
     sessions = cache.shard(shard).sessions
     begin, end = sessions.event_offsets[place], sessions.event_offsets[place + 1]
@@ -31,9 +28,9 @@ def history_in_cache(cache: Cache, user_id: str) -> History:
     return ids.to_list(), (sessions.times[begin:end] / SECOND).tolist()
 
 
-def history_in_file(path: Path) -> History:
+def history_in_file(path: Path, columns: Columns) -> History:
     """Item ids and times (seconds) of the one person in a log. Raises InputError if there are several."""
-    events = read_events(str(path), Columns(), Layout())
+    events = read_events(str(path), columns, Layout())
     if len(events.user_ids) > 1:
         raise InputError(
             f"{path} holds events of {len(events.user_ids):,} users, such as {events.user_ids.head(3).to_list()}; "
