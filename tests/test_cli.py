@@ -179,6 +179,16 @@ def test_recommend(ask: Ask, tmp_path: Path, place: Path) -> None:
     cold = ask("recommend", place / "run", "--history", tmp_path / "cold.csv", "-k", 2)
     assert "most popular" in cold.err
     assert [line.split("\t")[0] for line in cold.out.splitlines()] == catalog.head(2).to_list()
+    # So does somebody without any event.
+    nobody = ask("recommend", place / "run", "--user", "nobody", "-k", 2)
+    assert (nobody.code, nobody.out) == (0, cold.out)
+    assert "no event in the prepared log" in nobody.err
+    # A history may have columns of other names.
+    log.rename({"item_id": "what"}).write_csv(tmp_path / "named.csv")
+    named = ask(
+        "recommend", place / "run", "--history", tmp_path / "named.csv", "--item-column", "what", "-k", 5, "--json"
+    )
+    assert json.loads(named.out) == again
 
 
 def test_a_log_prepared_anew_is_not_the_one_trained_on(ask: Ask, tmp_path: Path, place: Path) -> None:

@@ -53,7 +53,6 @@ BAD: dict[str, tuple[int, list[str]]] = {
     "evaluate P/run --cache T/nothing": (3, ["is not a cache"]),
     "evaluate P/run --json P/cache": (5, ["Could not write"]),
     "recommend P/run": (2, ["--user ID", "--history FILE"]),
-    "recommend P/run --user nobody": (2, ["'nobody' is not a user"]),
     "recommend P/run --history P/log.parquet": (2, ["40 users", "one person"]),
     "recommend P/run --user u00007 -k 501": (2, ["from 1 to 500"]),
     "demo --out T/d --log T/nothing.csv": (2, ["No log at"]),

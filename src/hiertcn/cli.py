@@ -296,7 +296,7 @@ def demo(
 def main() -> NoReturn:
     """Run the command line; errors raised on purpose become one paragraph and an exit code."""
     try:
-        result: Any = app(standalone_mode=False)
+        result: Any = app(prog_name="hiertcn", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
     except HiertcnError as error:
         _say(f"Error: {error}")
