@@ -55,7 +55,7 @@ def test_the_estimate_is_said_first_and_counts_what_it_should(cache: Cache, tmp_
     run_of(cache, tmp_path / "run", epochs=1, progress=Progress(Console(file=shown, width=200)))
     said = shown.getvalue()
     parameters = sum(p.numel() for p in build(MODEL, cache.catalog.train_events, 0).parameters())
-    assert said.startswith(f"{parameters:,} parameters; training needs at most about")
+    assert said.startswith(f"{parameters:,} parameters; weights, optimizer and scores need about")
 
 
 def test_the_estimate_grows_with_the_scores_of_a_batch(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

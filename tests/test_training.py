@@ -18,9 +18,9 @@ from hiertcn import checkpoint, training
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import InputError, TrainingError
-from hiertcn.models import LastItemsConfig, PopularityConfig
+from hiertcn.models import HierTCNConfig, LastItemsConfig, PopularityConfig
 from hiertcn.training import TrainConfig, train
-from runs import SAMPLED, TRAIN, files_of, run_of, small_cache, state_of
+from runs import MODEL, SAMPLED, TRAIN, files_of, run_of, small_cache, state_of
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +260,13 @@ def test_a_learning_rate_beyond_reason_saves_nothing_that_is_not_finite(
 
 def test_the_tests_train_what_they_say() -> None:
     assert TrainConfig(**TRAIN).rows * TRAIN["sessions"] * TRAIN["chunk"] == 48
+
+
+def test_the_state_is_carried_from_batch_to_batch(cache: Cache, tmp_path: Path) -> None:
+    """Where nothing is learned and nothing dropped, the loss is the same however the sessions are cut into batches."""
+    still = HierTCNConfig(**{**MODEL.model_dump(), "dropout": 0.0})
+    losses = []
+    for number, cut in enumerate(({"rows": 1, "sessions": 1}, {"rows": 7, "sessions": 2}, {"rows": 1000})):
+        run = run_of(cache, tmp_path / str(number), still, epochs=1, learning_rate=1e-30, chunk=50, **cut)
+        losses.append(run.manifest["history"][0]["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)

@@ -13,7 +13,7 @@ from hiertcn.quarantine import shown
 from hiertcn.tables import Table
 
 KNOWN = {
-    "user": ("user_id", "user", "uid", "visitor_id", "customer_id", "member_id", "client_id", "session_id"),
+    "user": ("user_id", "user", "uid", "visitor_id", "customer_id", "member_id", "client_id"),
     "item": (
         "item_id",
         "item",

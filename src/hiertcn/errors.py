@@ -3,7 +3,7 @@
 HiertcnError                 exit code 1
 ├── InputError               2  a log, a flag, a config or a value is not acceptable
 ├── ArtifactError            3  a cache or a model directory is damaged, foreign or of another version
-├── TrainingError            4  training can't go on (a loss that is not finite, a second trainer in one directory)
+├── TrainingError            4  training can't go on (a loss that is not finite)
 ├── StorageError             5  the disk refused a write
 └── Stopped                130  a person or the system asked to stop; what was done is saved
 

@@ -31,7 +31,9 @@ def check_memory(
     weights = sum(p.numel() for p in outline(model, train_events).parameters())
     needed = _FLOAT * (weights * _COPIES + scores * _LOGITS)
     free = psutil.virtual_memory().available
-    say(f"{weights:,} parameters; training needs at most about {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB are free")
+    say(
+        f"{weights:,} parameters; weights, optimizer and scores need about {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB are free"
+    )
     if needed > free and not allow:
         raise InputError(
             f"Training needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free. "

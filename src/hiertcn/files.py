@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["ASIDE", "digest_of", "refusals", "sweep", "write_folder", "write_text", "written_aside"]
 
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -12,6 +13,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from hiertcn.errors import StorageError
 
@@ -82,18 +85,30 @@ def write_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder to fill; on success it is fsynced and becomes `path` (replacing that), else removed."""
     with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{path.name}.{os.getpid()}{ASIDE}")
+        aside, before = (path.with_name(f"{path.name}.{os.getpid()}{mark}{ASIDE}") for mark in ("", ".before"))
+        _sweep_dead(path)
         try:
             aside.mkdir()
             yield aside
             for file in sorted(aside.rglob("*")):
                 _sync(file)
             if path.exists():
-                shutil.rmtree(path)
+                os.replace(path, before)
             os.replace(aside, path)
             _sync(path.parent)
         finally:
+            if before.exists() and not path.exists():
+                os.replace(before, path)
             shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
+
+
+def _sweep_dead(path: Path) -> None:
+    """Remove what processes that are gone left beside `path` when they were killed in `write_folder`."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{ASIDE}"):
+        pid = left.name.removeprefix(f"{path.name}.").partition(".")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

@@ -37,6 +37,7 @@ MOST = 500
 LONGEST_ID = 256
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST, _LATEST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (1971, 2200))
+_NONE = np.empty(0, dtype=np.int32)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Id = str | int
@@ -107,7 +108,8 @@ class Recommender:
         Of a user without an event on a known item nothing is known: the most popular items, and `source` says so.
         Raises InputError for a bad argument, ArtifactError if the store holds a damaged or foreign state for the user.
         """
-        return self._recommend(*self._asked(user, time), k, exclude_seen)
+        state, at = self._asked(user, time)
+        return self._recommend(state, at, k, state.seen if exclude_seen else _NONE)
 
     def recommend_history(
         self, items: Sequence[Id], times: Sequence[Time], k: int = 10, *, exclude_seen: bool = False
@@ -122,7 +124,8 @@ class Recommender:
         moments = np.array([_microseconds(time) for time in times], dtype=np.int64)
         order = np.argsort(moments, kind="stable")
         state = self._state(None).followed_by(rows[order], moments[order])
-        return self._recommend(state, int(moments.max(initial=0)), k, exclude_seen)
+        hidden = np.unique(rows[rows > 0]) if exclude_seen else _NONE
+        return self._recommend(state, int(moments.max(initial=0)), k, hidden)
 
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
         """[Q]: the vector whose scores rank the user's next item; `time` as in `recommend`."""
@@ -191,16 +194,14 @@ class Recommender:
         )
 
     @torch.inference_mode()
-    def _recommend(self, state: UserState, at: int, k: int, exclude_seen: bool) -> list[Recommendation]:
+    def _recommend(self, state: UserState, at: int, k: int, hide: npt.NDArray[np.int32]) -> list[Recommendation]:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST:
             raise InputError(f"k is {_told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
         if len(state.seen):
             scores, source = self._model.score(self._query(state, at))[0], "model"
         else:
             scores, source = self._popular, "popular"
-        hidden = (
-            torch.from_numpy(state.seen.astype(np.int64) - 1) if exclude_seen else torch.empty(0, dtype=torch.int64)
-        )
+        hidden = torch.from_numpy(hide.astype(np.int64) - 1)
         best = scores.index_fill(0, hidden, -torch.inf).topk(min(k, len(scores) - len(hidden)))
         return [
             Recommendation(self._ids[row - 1], score, self._catalog.title(row), source)

@@ -154,6 +154,8 @@ class _Training:
     def run(self, resume: bool, stopped: threading.Event) -> Run:
         if checkpoint.begin(self.out, self._identity(), resume):
             self._load()
+        else:
+            self._save()
         best = self.history[self._best()][self.config.metric] if self.history else None
         self.progress.start(self.out, self.config.epochs, self.batches.epoch, self.steps, best)
         while self.batches.epoch < self.config.epochs and not self._patience_is_over():
