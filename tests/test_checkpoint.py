@@ -1,4 +1,4 @@
-"""The checkpoint is whole or the one before, belongs to one run, and a directory to one trainer."""
+"""The checkpoint is whole or the one before, and belongs to one run; the process is left as it was."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import errno
 import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,6 @@ import torch
 from hiertcn import checkpoint, training
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
-from hiertcn.checkpoint import locked
 from hiertcn.errors import ArtifactError, HiertcnError, InputError, Stopped, StorageError
 from hiertcn.files import ASIDE
 from hiertcn.models import GRUConfig, HierTCNConfig
@@ -168,18 +165,20 @@ def test_other_versions_and_threads_are_refused(cache: Cache, tmp_path: Path, mo
 
 def test_settings_that_change_no_weight_may_change(cache: Cache, whole: Path, tmp_path: Path) -> None:
     out = stopped_run(cache, tmp_path / "run")
-    run_of(
-        cache,
-        out,
-        resume=True,
-        epochs=2,
-        patience=9,
-        checkpoint_steps=2,
-        device="auto" if not torch.cuda.is_available() else "cpu",
-    )
+    device = "cpu" if torch.cuda.is_available() else "auto"
+    run_of(cache, out, resume=True, patience=9, checkpoint_steps=2, device=device)
     assert [name for name in files_of(out) if "safetensors" in name] == [
         name for name in files_of(whole) if "safetensors" in name
     ]
+
+
+def test_what_a_killed_save_left_is_swept(cache: Cache, whole: Path, tmp_path: Path) -> None:
+    out = stopped_run(cache, tmp_path / "run")
+    (out / "checkpoint-000000000000.safetensors").write_bytes(b"not the one that checkpoint.json names")
+    run_of(cache, out, resume=True)
+    (out / "checkpoint-111111111111.safetensors").write_bytes(b"nor this")
+    run_of(cache, out, resume=True)
+    assert files_of(out) == files_of(whole)
 
 
 def test_a_directory_with_a_run_is_not_overwritten(cache: Cache, tmp_path: Path) -> None:
@@ -211,65 +210,6 @@ def test_what_a_killed_run_of_another_log_left_is_not_taken_over(cache: Cache, t
     run = run_of(cache, out, epochs=1)
     assert run.catalog.items.equals(cache.catalog.items)
     assert len(list(out.glob("model-*"))) == 1
-
-
-# One trainer to a directory.
-
-
-def test_a_directory_has_one_trainer(cache: Cache, tmp_path: Path) -> None:
-    with locked(tmp_path / "run"):
-        with pytest.raises(InputError, match=f"process {os.getpid()} on ") as caught:
-            run_of(cache, tmp_path / "run")
-        assert caught.value.exit_code == 2
-    run_of(cache, tmp_path / "run", epochs=1)
-
-
-def test_of_many_trainers_one_wins(tmp_path: Path) -> None:
-    for _ in range(20):
-        begin, end, won, lost = threading.Barrier(8), threading.Barrier(8), [], []
-
-        def contend(begin: Any = begin, end: Any = end, won: Any = won, lost: Any = lost) -> None:
-            begin.wait()
-            try:
-                with locked(tmp_path / "run"):
-                    won.append(1)
-                    end.wait()
-            except InputError:
-                lost.append(1)
-                end.wait()
-
-        threads = [threading.Thread(target=contend) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert (len(won), len(lost)) == (1, 7)
-
-
-HOLDS = """
-import sys, time
-from pathlib import Path
-from hiertcn.checkpoint import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_the_lock_of_a_killed_process_is_free(cache: Cache, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match=f"process {holder.pid} on "):
-            run_of(cache, out)
-        left = [out / f"checkpoint{ASIDE}", out / f"manifest.json.{holder.pid}{ASIDE}" / ".tmp123"]
-        left[1].parent.mkdir()
-        for path in left:
-            path.write_bytes(b"half")
-        holder.kill()
-    run_of(cache, out, epochs=1)
-    assert not list(out.glob(f"*{ASIDE}*"))
 
 
 # Nothing that happens to training stays with the process.

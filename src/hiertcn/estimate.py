@@ -32,7 +32,8 @@ def check_memory(
     needed = _FLOAT * (weights * _COPIES + scores * _LOGITS)
     free = psutil.virtual_memory().available
     say(
-        f"{weights:,} parameters; weights, optimizer and scores need about {needed / 1e9:.2f} GB, {free / 1e9:.1f} GB are free"
+        f"{weights:,} parameters; weights, optimizer and scores need about {needed / 1e9:.2f} GB, "
+        f"{free / 1e9:.1f} GB are free"
     )
     if needed > free and not allow:
         raise InputError(

@@ -226,12 +226,10 @@ class _Training:
         if step < 0 and weights and not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             step = self.steps
         if step >= 0:
-            kept = (
-                f"the last checkpoint in {self.out} is kept" if checkpoint.exists(self.out) else "nothing was saved yet"
-            )
             raise TrainingError(
                 f"The loss, its gradient or a weight is not finite at step {step} (batch {step - first} of epoch "
-                f"{epoch + 1}) with learning rate {self.config.learning_rate}; {kept}. Train again with a lower one."
+                f"{epoch + 1}) with learning rate {self.config.learning_rate}; the last checkpoint in {self.out} is "
+                "kept. Train with a lower one in another --out."
             )
 
     def _best(self) -> int:
