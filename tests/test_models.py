@@ -225,7 +225,7 @@ class TestModelContract:
             for batch in logged(PEOPLE):
                 carried = batch.carry(carried, model.fold(batch, batch.initial(carried))[1])
         assert carried.dtype == model.state_dtype
-        spread = float(precise.abs().max())
+        spread = float(precise.detach().abs().max()) if precise.numel() else 1.0
         torch.testing.assert_close(rough.to(precise.dtype), precise, rtol=0.05, atol=0.05 * max(spread, 1.0))
 
     def test_the_seed_makes_the_weights(self, config: ModelConfig) -> None:
