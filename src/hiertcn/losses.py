@@ -94,4 +94,5 @@ class _SharedSoftmax(torch.autograd.Function):
         of_positive = mass * share - grads[0] / len(queries)
         of_queries = torch.addcmul(of_negative @ others, of_positive.unsqueeze(1), own)
         of_own = of_positive.unsqueeze(1) * queries
-        return of_queries, of_own, of_negative.T @ queries, of_positive, of_negative.sum(0), None
+        of_offsets = of_negative.sum(0) if ctx.needs_input_grad[4] else None
+        return of_queries, of_own, of_negative.T @ queries, of_positive, of_offsets, None

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 __all__ = ["StackedGRU", "place_of"]
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hiertcn.packing import Packing
-
-Steps = list[tuple[int, int]]
 
 
 class StackedGRU(nn.Module):
@@ -34,12 +31,12 @@ class StackedGRU(nn.Module):
             return initial.new_zeros(0, initial.shape[1])
         dtype = next(self.parameters()).dtype
         start = initial.index_select(0, packing.active.to(initial.device)).to(dtype)
-        states = []
+        states, sizes = [], packing.sizes.tolist()
         with torch.autocast(values.device.type, enabled=False):
             values = values.to(dtype)
             for cell, h0 in zip(self.layers, start.chunk(len(self.layers), dim=1), strict=True):
                 values = _Scan.apply(  # type: ignore[no-untyped-call]
-                    values, h0, decay, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, packing.steps()
+                    values, h0, decay, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh, sizes
                 )
                 states.append(values)
         return torch.cat(states, dim=1)
@@ -61,30 +58,36 @@ class _Scan(torch.autograd.Function):
         weight_hh: Tensor,
         bias_ih: Tensor,
         bias_hh: Tensor,
-        steps: Steps,
+        sizes: list[int],
     ) -> Tensor:
         units = weight_hh.shape[1]
         gates = torch.addmm(bias_ih, values, weight_ih.T)
         recurrent, states = torch.empty_like(gates), values.new_empty(len(values), units)
         transposed, state = weight_hh.T.contiguous(), initial
-        for begin, end in steps:
-            hidden = state[: end - begin]
-            if decay is not None:
-                hidden = hidden * decay[begin:end].unsqueeze(1)
-            both, new = gates[begin:end, : 2 * units], gates[begin:end, 2 * units :]
-            product = torch.addmm(bias_hh, hidden, transposed, out=recurrent[begin:end])
-            both.add_(product[:, : 2 * units]).sigmoid_()
-            new.addcmul_(both[:, :units], product[:, 2 * units :]).tanh_()
-            state = torch.lerp(new, hidden, both[:, units:], out=states[begin:end])
+        # Every view a step needs, cut beforehand: one by one the cuts cost as much as the arithmetic.
+        views = (gates[:, : 2 * units], gates[:, :units], gates[:, units : 2 * units], gates[:, 2 * units :])
+        products = (recurrent, recurrent[:, : 2 * units], recurrent[:, 2 * units :])
+        decays = [None] * len(sizes) if decay is None else decay.unsqueeze(1).split(sizes)
+        for size, factor, both, reset, update, new, product, of_both, of_new, out in zip(
+            sizes, decays, *(view.split(sizes) for view in (*views, *products, states)), strict=True
+        ):
+            hidden = state if len(state) == size else state[:size]
+            if factor is not None:
+                hidden = hidden * factor
+            torch.addmm(bias_hh, hidden, transposed, out=product)
+            both.add_(of_both).sigmoid_()
+            new.addcmul_(reset, of_new).tanh_()
+            state = torch.lerp(new, hidden, update, out=out)
         ctx.save_for_backward(values, initial, decay, weight_ih, weight_hh, gates, recurrent, states)
-        ctx.steps = steps
+        ctx.sizes = sizes
         return states
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, initial, decay, weight_ih, weight_hh, gates, recurrent, states = ctx.saved_tensors
-        units, steps = weight_hh.shape[1], ctx.steps
-        previous = torch.cat([initial, *(states[a : a + d - c] for (a, _), (c, d) in pairwise(steps))])
+        units, sizes = weight_hh.shape[1], ctx.sizes
+        earlier = [part[:size] for part, size in zip(states.split(sizes), sizes[1:], strict=False)]
+        previous = torch.cat([initial, *earlier])
         before = previous if decay is None else previous * decay.unsqueeze(1)
         reset, update, new = gates.view(-1, 3, units).unbind(1)
         # What the gradient of a state is multiplied by to give that of its gates.
@@ -99,16 +102,18 @@ class _Scan(torch.autograd.Function):
         )
         of_state, of_recurrent = grads[0].clone(), torch.empty_like(factors)
         of_before = torch.empty_like(before)
-        for number in range(len(steps) - 1, -1, -1):
-            begin, end = steps[number]
-            now = of_state[begin:end]
-            product = torch.mul(factors[begin:end], now.unsqueeze(1), out=of_recurrent[begin:end]).flatten(1)
-            carried = torch.addmm(now * update[begin:end], product, weight_hh, out=of_before[begin:end])
-            if decay is not None:
-                carried = carried * decay[begin:end].unsqueeze(1)
-            if number:
-                earlier = steps[number - 1][0]
-                of_state[earlier : earlier + end - begin] += carried
+        wide = of_state.unsqueeze(1).split(sizes), factors.split(sizes), of_recurrent.split(sizes)
+        flat = of_recurrent.flatten(1).split(sizes), of_state.split(sizes), update.split(sizes), of_before.split(sizes)
+        decays = [None] * len(sizes) if decay is None else decay.unsqueeze(1).split(sizes)
+        steps = list(zip(decays, *wide, *flat, strict=True))
+        earlier = [None, *(part[:size] for part, size in zip(flat[1], sizes[1:], strict=False))]
+        for target, (factor, now_wide, weights, product_wide, product, now, kept, out) in zip(
+            reversed(earlier), reversed(steps), strict=True
+        ):
+            torch.mul(weights, now_wide, out=product_wide)
+            carried = torch.addmm(now * kept, product, weight_hh, out=out)
+            if target is not None:
+                target.add_(carried if factor is None else carried * factor)
         factors[:, 2] = of_new
         of_gates = (factors * of_state.unsqueeze(1)).flatten(1)
         of_recurrent = of_recurrent.flatten(1)
