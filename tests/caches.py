@@ -14,6 +14,8 @@ from hiertcn.catalog import Catalog
 from hiertcn.sessions import PARTS, SECOND, Sessions, sessionize
 from hiertcn.streams import known_rows
 
+LONGEST = 1000
+
 User = tuple[str | int, Sequence[int], Sequence[float], Sequence[str] | str]
 
 
@@ -36,7 +38,7 @@ def cache_of(
         {"item_id": [f"i{row}" for row in range(1, width + 1)], "title": None, "link": None, "train_events": train[1:]},
         schema={"item_id": pl.String, "title": pl.String, "link": pl.String, "train_events": pl.Int64},
     )
-    return write_cache(path, Manifest(session_gap, {"by": "test"}, "s"), Catalog(items, size), pieces)
+    return write_cache(path, Manifest(session_gap, LONGEST, {"by": "test"}, "s"), Catalog(items, size), pieces)
 
 
 def _sessions(users: Sequence[User], session_gap: float) -> tuple[pl.Series, Sessions]:
@@ -47,7 +49,7 @@ def _sessions(users: Sequence[User], session_gap: float) -> tuple[pl.Series, Ses
         part for _, items, _, parts in users for part in ([parts] * len(items) if isinstance(parts, str) else parts)
     ]
     offsets = np.cumsum([0, *(len(items) for _, items, _, _ in users)])
-    sessions = sessionize(offsets, times, session_gap)
+    sessions = sessionize(offsets, times, session_gap, LONGEST)
     parts = np.array([PARTS.index(name) for name in names], dtype=np.uint8)
     return ids, Sessions(rows, times, parts, sessions, np.searchsorted(sessions, offsets))
 

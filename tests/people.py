@@ -49,12 +49,15 @@ def catalog_of(ids: Sequence[str | int]) -> Catalog:
     )
 
 
-def run_of(path: Path, config: ModelConfig, catalog: Catalog, gap: float = GAP, seed: int = 0) -> Run:
+def run_of(
+    path: Path, config: ModelConfig, catalog: Catalog, gap: float = GAP, seed: int = 0, longest: int = 1000
+) -> Run:
     """An untrained model of `config`, written as a run."""
     path.mkdir()
     model = build(config, catalog.train_events, seed)
     origin = {"path": str(path), "fingerprint": "none"}
-    facts = {"cache": origin, "session_gap": float(gap), "validation": {}, "history": []}
+    rule = {"session_gap": float(gap), "max_session_events": longest}
+    facts = {"cache": origin, **rule, "validation": {}, "history": []}
     write_run(path, model, config, catalog, facts)
     return Run(path)
 

@@ -202,7 +202,7 @@ def test_what_is_no_run_is_refused(path: str, tmp_path: Path) -> None:
 
 
 def test_a_cache_is_no_run(cache: Cache) -> None:
-    assert "manifest.json" in refused(cache.path)
+    assert "is a prepared log" in refused(cache.path)
 
 
 @pytest.mark.parametrize("number", [0, 2, 99, "1", None, [1]])

@@ -49,7 +49,7 @@ def some_catalog() -> Catalog:
 def test_round_trip(tmp_path: Path) -> None:
     sessions, ids = some_sessions(), pl.Series(["u", "v", "w"])
     shards = [(ids[:2], sessions.users(0, 2)), (ids[2:], sessions.users(2, 3))]
-    written = write_cache(tmp_path / "cache", Manifest(1800.0, {"by": "last"}, "s"), some_catalog(), shards)
+    written = write_cache(tmp_path / "cache", Manifest(1800.0, 1000, {"by": "last"}, "s"), some_catalog(), shards)
     cache = Cache(tmp_path / "cache")
     cache.verify()
     assert cache.manifest == written.manifest
@@ -144,7 +144,7 @@ def test_an_error_half_way_leaves_what_was_there(cache: Cache, tmp_path: Path) -
     before = cache.manifest
     for out in (cache.path, tmp_path / "new"):
         with pytest.raises(RuntimeError):
-            write_cache(out, Manifest(1800.0, {}, "s"), some_catalog(), broken())
+            write_cache(out, Manifest(1800.0, 1000, {}, "s"), some_catalog(), broken())
     assert Cache(cache.path).manifest == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache"]
 
@@ -158,7 +158,7 @@ def shards():
     yield pl.Series(["u", "v", "w"]), some_sessions()
     os.kill(os.getpid(), signal.SIGKILL)
 
-write_cache(Path(sys.argv[1]), Manifest(1800.0, {}, "s"), some_catalog(), shards())
+write_cache(Path(sys.argv[1]), Manifest(1800.0, 1000, {}, "s"), some_catalog(), shards())
 """
 
 

@@ -189,6 +189,19 @@ def test_recommend(ask: Ask, tmp_path: Path, place: Path) -> None:
         "recommend", place / "run", "--history", tmp_path / "named.csv", "--item-column", "what", "-k", 5, "--json"
     )
     assert json.loads(named.out) == again
+    # It may be of nobody, without a header, and state the times of a zone.
+    local = pl.from_epoch(log["time"], "s").dt.offset_by("2h").dt.to_string("%Y-%m-%d %H:%M:%S")
+    pl.DataFrame([local, log["item_id"]]).write_csv(tmp_path / "bare.tsv", separator="\t", include_header=False)
+    options = ["--no-header", "--item-column", "1", "--time-column", "0", "--tz", "Etc/GMT-2"]
+    bare = ask("recommend", place / "run", "--history", tmp_path / "bare.tsv", *options, "-k", 5, "--json")
+    assert json.loads(bare.out) == again
+    # Where the log names its sessions, they may be given.
+    visits = log.with_columns(visit=pl.Series(range(log.height)))
+    visits.write_csv(tmp_path / "visits.csv")
+    cut = ask(
+        "recommend", place / "run", "--history", tmp_path / "visits.csv", "--session-column", "visit", "-k", 5, "--json"
+    )
+    assert [entry["score"] for entry in json.loads(cut.out)] != [entry["score"] for entry in again]
 
 
 def test_a_log_prepared_anew_is_not_the_one_trained_on(ask: Ask, tmp_path: Path, place: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from rich.console import Console
 
-from hiertcn import training
+from hiertcn import estimate, training
 from hiertcn.cache import Cache
 from hiertcn.errors import InputError
 from hiertcn.models import HierTCNConfig, build
@@ -55,14 +56,33 @@ def test_the_estimate_is_said_first_and_counts_what_it_should(cache: Cache, tmp_
     run_of(cache, tmp_path / "run", epochs=1, progress=Progress(Console(file=shown, width=200)))
     said = shown.getvalue()
     parameters = sum(p.numel() for p in build(MODEL, cache.catalog.train_events, 0).parameters())
-    assert said.startswith(f"{parameters:,} parameters; weights, optimizer and scores need about")
+    assert said.startswith(f"{parameters:,} parameters; weights, optimizer, a batch and what is read need about")
 
 
 def test_the_estimate_grows_with_the_scores_of_a_batch(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(training, "check_memory", lambda model, events, scores, allow, say: asked.append(scores))
+    monkeypatch.setattr(training, "check_memory", lambda *_, **counts: asked.append(counts["scores"]))
     monkeypatch.setattr(training._Training, "run", lambda *_: None)
     items, events = cache.manifest.items, cache.manifest.parts["train"]["events"]
     for number, settings in enumerate(({}, SAMPLED, {**SAMPLED, "in_batch_negatives": False}, {"rows": 1000})):
         run_of(cache, cache.path.parent / str(number), **settings)
     assert asked == [48 * (items + 1), 48 * (10 + 48), 48 * 10, events * (items + 1)]
+
+
+def test_the_estimate_counts_weights_activations_scores_and_what_is_read() -> None:
+    events = np.ones(101, dtype=np.int64)
+    config = HierTCNConfig(dim=10, units=20, state_layers=1, channels=(30,), kernel=2)
+    said: list[str] = []
+
+    def gigabytes(**counts: int) -> float:
+        estimate.check_memory(
+            config, events, **{"positions": 0, "scores": 0, "read": 0, **counts}, allow=True, say=said.append
+        )
+        return float(said[-1].split("about ")[1].split(" GB")[0])
+
+    million = 10**6
+    assert gigabytes() == 0
+    assert gigabytes(scores=10 * million) == pytest.approx(3 * 4 * 0.01, abs=0.006)
+    assert gigabytes(read=10 * million) == pytest.approx(0.48, abs=0.006)
+    # GRU 60 + 60, both blocks of W_z 30 + 30, two taps of 30 channels, the head 10.
+    assert gigabytes(positions=million) == pytest.approx(3 * 4 * (120 + 60 + 60 + 10) / 1000, abs=0.006)

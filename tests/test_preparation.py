@@ -78,6 +78,24 @@ def test_a_gap_of_exactly_session_gap_begins_a_session(tmp_path: Path) -> None:
     assert [row[-1] for row in rows_of(prepare(log, tmp_path / "cache"))] == [0, 0, 1, 2] * 2
 
 
+@pytest.mark.parametrize("asked", ["1_7", " 17", "१७", "17.0", "0x11", "", "1" * 30])
+def test_an_integer_id_is_found_as_it_stands_only(tmp_path: Path, asked: str) -> None:
+    log = pl.DataFrame({"user": list("aabb"), "item": [17, 3, 3, 17], "ts": BEGIN + np.arange(4)})
+    catalog = prepare(log, tmp_path / "cache").catalog
+    assert catalog.row("17") == catalog.row(17) == catalog.row("+17") > 0
+    assert catalog.row(asked) == 0
+
+
+def test_a_session_of_too_many_events_is_cut(tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        {"user": ["a"] * 7 + ["b"] * 3, "item": list("ijijijijij"), "ts": BEGIN + np.arange(10), "visit": 1}
+    )
+    for column in (None, "visit"):
+        cache = prepare(log, tmp_path / "cache", overwrite=True, max_session_events=3, session_column=column)
+        assert [row[-1] for row in rows_of(cache)] == [0, 0, 0, 1, 1, 1, 2, 0, 0, 0]
+        assert cache.manifest.max_session_events == 3
+
+
 def test_a_session_column_decides_where_its_value_changes(tmp_path: Path) -> None:
     log = pl.DataFrame(
         {

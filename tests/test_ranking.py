@@ -144,8 +144,10 @@ def test_nan_is_no_score(cache: Cache) -> None:
     items, _ = every_event(cache)
     table = np.tile(-np.arange(ITEMS, dtype=np.float32), (len(items), 1))
     table[:, ITEMS - 1] = np.nan
+    model = Given(table).train()
     with pytest.raises(TrainingError, match=r"NaN.*[Tt]rain"):
-        ranked(Given(table), cache)
+        ranked(model, cache)
+    assert model.training
 
 
 def test_nan_of_another_item_is_not_to_the_advantage_of_the_target(tmp_path: Path) -> None:

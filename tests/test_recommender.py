@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,9 @@ from caches import cache_of
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError
+from hiertcn.histories import history_in_cache
 from hiertcn.models import CONFIGS
+from hiertcn.preparation import prepare
 from hiertcn.ranking import rank, ranking_batches
 from hiertcn.recommender import Recommendation, Recommender
 from hiertcn.streams import known_rows
@@ -94,7 +97,10 @@ moments = st.lists(st.tuples(st.integers(1, 8), st.sampled_from(WAITS)), max_siz
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     folder = tmp_path_factory.mktemp("runs")
-    return [run_of(folder / str(k), config, catalog_of("abcde")) for k, config in enumerate(KINDS.values())]
+    return [
+        run_of(folder / str(k), config, catalog_of("abcde"), longest=2 + k % 3 * 10)
+        for k, config in enumerate(KINDS.values())
+    ]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,6 +127,39 @@ def test_a_history_may_come_in_any_order(rec: Recommender) -> None:
     assert_alike(rec.recommend_history(["c", "a", "d", "b"], [times[k] for k in (2, 0, 3, 1)]), expected)
     with pytest.raises(InputError, match="2 items and 1 times"):
         rec.recommend_history(["a", "b"], [START])
+    with pytest.raises(InputError, match="2 items and 3 sessions"):
+        rec.recommend_history(["a", "b"], [START, START], sessions=[1, 2, 3])
+
+
+def test_sessions_that_are_named_are_those_of_the_log(tmp_path: Path) -> None:
+    """Ranked as in evaluation, where the log's own session column decides."""
+    rng = np.random.default_rng(0)
+    log = pl.DataFrame(
+        {
+            "user": np.repeat(["u", "v", "w"], 40),
+            "item": rng.choice(list("abcdef"), 120),
+            "ts": START + np.tile(np.arange(40) * 600, 3),
+            "visit": np.tile(np.repeat(["x", "y", "x", "z"], [7, 1, 20, 12]), 3),
+        }
+    )
+    cache = prepare(log, tmp_path / "cache", session_column="visit", fractions=(0.95, 0.0, 0.05))
+    run = run_of(tmp_path / "run", FULL, cache.catalog)
+    batches = ranking_batches(cache, "test", known_rows(cache.catalog))
+    expected = rank(run.model, batches, batches.rows).ranks
+    with Recommender.load(run) as rec:
+        by_gap = []
+        for number, user in enumerate("uvw"):
+            mine = log.filter(pl.col("user") == user)
+            # Targets are the last two of each user; what is asked here is the second of them, in a running session.
+            items, times, visits = (mine[name].to_list() for name in ("item", "ts", "visit"))
+            found = rec.recommend_history(items[:-1], times[:-1], 6, sessions=visits[:-1])
+            assert middle_rank(found, items[-1]) == expected[2 * number + 1]
+            whole = history_in_cache(cache, user)
+            assert (whole.items, whole.times) == (items, times)
+            again = rec.recommend_history(whole.items[:-1], whole.times[:-1], 6, sessions=whole.sessions[:-1])
+            assert_alike(again, found)
+            by_gap.append(rec.recommend_history(items[:-1], times[:-1], 6))
+        assert any(abs(a.score - b.score) > 1e-4 for a, b in zip(by_gap[-1], found, strict=True))
 
 
 def test_time_within_the_session_changes_nothing_and_a_pause_does(rec: Recommender) -> None:

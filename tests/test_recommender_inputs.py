@@ -51,7 +51,7 @@ def test_an_id_that_can_be_none_is_refused(rec: Recommender, bad: object) -> Non
     assert rec.states.get("u") is None
 
 
-NUMBERS = [float("nan"), float("inf"), -1, 0, 31_535_999, 7_258_118_400, 1_700_000_000_000, 10**5000]
+NUMBERS = [float("nan"), float("inf"), -1, 0, 7_258_118_400, 1_700_000_000_000, 10**5000]
 DATES = [
     datetime(2024, 5, 1),
     *(datetime(year, 1, 1, tzinfo=UTC) for year in (1969, 9999)),

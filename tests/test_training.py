@@ -121,6 +121,16 @@ def test_a_log_with_an_empty_part_is_refused_at_once(tmp_path: Path) -> None:
     without = caches.cache_of(tmp_path / "cache", users, 1800)
     with pytest.raises(InputError, match=r"valid part of .* holds no event"):
         run_of(without, tmp_path / "run")
+    users = [("u", [1, 2, 1, 2], [0, 10, 20, 30], "train"), ("v", [3, 3], [0, 10], "valid")]
+    outside = caches.cache_of(tmp_path / "outside", users, 1800, catalog_size=2)
+    with pytest.raises(InputError, match=r"All 2 valid events of .* outside the catalog"):
+        run_of(outside, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_share_of_users_that_holds_none_is_refused_at_once(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"validation_users = 1e-05 draws none of the 30 users"):
+        run_of(cache, tmp_path / "run", validation_users=1e-5)
     assert not (tmp_path / "run").exists()
 
 

@@ -45,7 +45,7 @@ from torch.overrides import TorchFunctionMode
 
 from hiertcn import __version__
 from hiertcn.catalog import Catalog
-from hiertcn.config import Positive
+from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.files import ASIDE, digest_of, write_text, written_aside
 from hiertcn.models import CONFIGS, Model, ModelConfig, build
@@ -82,6 +82,7 @@ class _Manifest(BaseModel, strict=True):
     weights: Listed
     cache: _Origin
     session_gap: Annotated[Positive, Field(allow_inf_nan=False)]
+    max_session_events: Count
     validation: dict[str, float]
     history: list[dict[str, float]]
 
@@ -144,6 +145,11 @@ def read_manifest(path: Path, shape: type[BaseModel]) -> dict[str, Any]:
             f"{path.parent} is not a model directory: {path.name} can't be read ({error}). "
             "Give the folder that `hiertcn train CACHE --out RUN` wrote."
         ) from error
+    if isinstance(found, dict) and "waterfall" in found:
+        raise ArtifactError(
+            f"{path.parent} is a prepared log, not a model directory. Give the folder that `hiertcn train "
+            f"{path.parent} --out RUN` wrote."
+        )
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         written = found.get("format") if isinstance(found, dict) else None
         raise ArtifactError(
@@ -217,6 +223,11 @@ class Run:
     def session_gap(self) -> float:
         """Seconds; the rule the model was trained with."""
         return float(self.manifest["session_gap"])
+
+    @property
+    def max_session_events(self) -> int:
+        """The other rule: a session of so many events is over."""
+        return int(self.manifest["max_session_events"])
 
     @cached_property
     def catalog(self) -> Catalog:

@@ -38,6 +38,7 @@ class Manifest:
     """What `manifest.json` holds. Counts are of what was kept; `waterfall` says what was dropped on the way."""
 
     session_gap: float
+    max_session_events: int
     split: dict[str, Any]
     time_form: str
     waterfall: list[dict[str, Any]] = field(default_factory=list)

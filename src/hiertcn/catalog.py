@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ["Catalog"]
 
 import hashlib
+import re
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ import polars as pl
 
 from hiertcn.errors import ArtifactError
 
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 COLUMNS = ("item_id", "title", "link", "train_events")
 
 
@@ -66,10 +68,8 @@ class Catalog:
         """The id in the type the log has: "17" finds item 17 of a log of integers, and 17 finds "17"."""
         if self.items["item_id"].dtype == pl.String:
             return str(item_id)
-        try:
-            return int(item_id)
-        except ValueError:
-            return None
+        # `int` takes more than a log does: "1_7", " 17 ", digits of other scripts.
+        return int(item_id) if not isinstance(item_id, str) or _WHOLE.fullmatch(item_id) else None
 
     def rows(self, ids: pl.Series) -> npt.NDArray[np.int32]:
         """int32 [len(ids)]: rows of many items, 0 for those the catalog does not hold."""

@@ -23,6 +23,7 @@ from hiertcn.preparation import prepare as prepare_log
 from hiertcn.synth import SimulationConfig
 from hiertcn.synth import shuffled as shuffled_log
 from hiertcn.synth import simulate as simulate_log
+from hiertcn.tables import Layout
 
 app = typer.Typer(
     help="From an event log to next-item recommendations.",
@@ -40,6 +41,11 @@ def _in(panel: str, text: str | None = None, default: str | bool = True) -> Any:
 
 
 Column = Annotated[str | None, _in("Columns")]
+SessionColumn = Annotated[str | None, _in("Columns", "Sessions begin where this changes.")]
+Header = Annotated[bool | None, typer.Option("--header/--no-header", rich_help_panel="Reading")]
+Separator = Annotated[str | None, _in("Reading", default="found")]
+TimeUnit = Annotated[str | None, _in("Reading", "s, ms, us or ns.", "found")]
+Zone = Annotated[str | None, _in("Reading", "Zone of times that have none.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A model directory, from `hiertcn train`.")]
 OtherCache = Annotated[
@@ -77,11 +83,14 @@ def prepare(
     user_column: Column = None,
     item_column: Column = None,
     time_column: Column = None,
-    session_column: Annotated[str | None, _in("Columns", "Sessions begin where this changes.")] = None,
+    session_column: SessionColumn = None,
     type_column: Column = None,
     offset_column: Annotated[str | None, _in("Columns", "Milliseconds to add to the time.")] = None,
     session_gap: Annotated[
         float | None, typer.Option(help="Seconds; a gap of at least this begins a session.", show_default="1800")
+    ] = None,
+    max_session_events: Annotated[
+        int | None, typer.Option(help="A session of more is cut after every so many.", show_default="1000")
     ] = None,
     drop_types: Annotated[str | None, _in("Filters", "Event types to leave out, a,b,c.")] = None,
     min_item_events: Annotated[int | None, _in("Filters", default="1")] = None,
@@ -96,39 +105,16 @@ def prepare(
     fractions: Annotated[str | None, _in("Split", "Train, valid, test.", "0.8,0.1,0.1")] = None,
     cuts: Annotated[str | None, _in("Split", "Two times, A,B, where valid and test begin.")] = None,
     seed: Annotated[int | None, _in("Split", "Of the split by users.", "0")] = None,
-    header: Annotated[bool | None, typer.Option("--header/--no-header", rich_help_panel="Reading")] = None,
-    separator: Annotated[str | None, _in("Reading", default="found")] = None,
-    time_unit: Annotated[str | None, _in("Reading", "s, ms, us or ns.", "found")] = None,
-    tz: Annotated[str | None, _in("Reading", "Zone of times that have none.")] = None,
+    header: Header = None,
+    separator: Separator = None,
+    time_unit: TimeUnit = None,
+    tz: Zone = None,
     max_bad_rows: Annotated[float | None, _in("Reading", "Share of rows.", "0.001")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache at --out.")] = False,
 ) -> None:
     """Prepare a log of who, what, when: filter, split, cut into sessions, write a cache."""
     options = {k: v for k, v in locals().items() if k not in ("log", "out", "preset", "catalog", "overwrite")}
-    options["fractions"] = _numbers(fractions, "--fractions", 3)
-    options["cuts"] = _cuts(cuts)
     prepare_log(log, out, catalog=catalog, preset=preset, overwrite=overwrite, report=_say, **options)
-
-
-def _numbers(text: str | None, flag: str, count: int) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count:
-        raise InputError(f"{flag} is {text!r}; expected {count} numbers with commas between, such as 0.8,0.1,0.1.")
-    return numbers
-
-
-def _cuts(text: str | None) -> tuple[str | float, ...] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 2:
-        raise InputError(f"--cuts is {text!r}; expected two times with a comma between.")
-    return tuple(float(part) if part.lstrip("-").replace(".", "", 1).isdigit() else part for part in parts)
 
 
 @app.command(epilog="Example: hiertcn inspect cache --json")
@@ -211,11 +197,16 @@ def recommend(
     run: RunFolder,
     user: Annotated[str | None, typer.Option(help="A user of the prepared log.")] = None,
     history: Annotated[
-        Path | None, typer.Option(help="A log with the events of one person, who need not be in the prepared log.")
+        Path | None, typer.Option(help="The events of one person, who need not be in the prepared log.")
     ] = None,
     user_column: Column = None,
     item_column: Column = None,
     time_column: Column = None,
+    session_column: SessionColumn = None,
+    header: Header = None,
+    separator: Separator = None,
+    time_unit: TimeUnit = None,
+    tz: Zone = None,
     k: Annotated[int, typer.Option("-k", help="How many items, 1 to 500.")] = 10,
     exclude_seen: Annotated[bool, typer.Option("--exclude-seen", help="Leave out what the person had.")] = False,
     cache: OtherCache = None,
@@ -230,20 +221,23 @@ def recommend(
         raise InputError("Give either --user ID (of the prepared log) or --history FILE (the events of one person).")
     opened = Run(run)
     if history is not None:
-        items, times = history_in_file(history, Columns(user=user_column, item=item_column, time=time_column))
+        columns = Columns(user=user_column, item=item_column, time=time_column, session=session_column)
+        found = history_in_file(history, columns, Layout(header is not False, separator), time_unit, tz)
     else:
-        items, times = history_in_cache(Cache(cache or opened.manifest["cache"]["path"]), str(user))
-        if not items:
+        found = history_in_cache(Cache(cache or opened.manifest["cache"]["path"]), str(user))
+        if not found.items:
             _say(f"{str(user)[:80]!r} has no event in the prepared log.")
-    found = Recommender.load(opened).recommend_history(items, times, k=k, exclude_seen=exclude_seen)
+    best = Recommender.load(opened).recommend_history(
+        found.items, found.times, k, exclude_seen=exclude_seen, sessions=found.sessions
+    )
     if as_json:
-        typer.echo(json.dumps([entry._asdict() for entry in found], ensure_ascii=False))
+        typer.echo(json.dumps([entry._asdict() for entry in best], ensure_ascii=False))
         return
-    if not found:
+    if not best:
         _say("The person had every item of the catalog, so none is left.")
-    elif found[0].source == "popular":
+    elif best[0].source == "popular":
         _say("No event of this person is known to the model: these are the most popular items.")
-    for entry in found:
+    for entry in best:
         typer.echo(f"{entry.item}\t{entry.score:.4f}\t{entry.title or ''}")
 
 

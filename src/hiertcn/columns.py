@@ -29,6 +29,7 @@ KNOWN = {
     "time": ("timestamp", "ts", "time", "created_at", "event_time", "datetime", "unix_time", "date"),
     "type": ("type", "event_type", "interaction_type", "behavior_type", "behavior", "behaviour", "event", "action"),
 }
+NEEDED = ("user", "item", "time")
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class Columns:
     part: str | None = None
     offset: str | None = None
 
-    def found_in(self, table: Table) -> Columns:
+    def found_in(self, table: Table, needed: Sequence[str] = NEEDED) -> Columns:
         """These columns with the well-known names of `table` filled in.
 
-        Raises InputError where one is missing, naming the nearest.
+        Raises InputError where one that is needed is missing, naming the nearest.
         """
         known = {_plain(name): name for name in reversed(table.columns)}
         chosen = {
@@ -61,11 +62,10 @@ class Columns:
             for role, name in taken.items()
             if name is not None and name not in table.columns
         ]
-        needed = ("user", "item", "time")
         problems += [f"no column for {r}{_closest(KNOWN[r], table.columns)}" for r in needed if taken[r] is None]
         problems += [
             f"column {taken[role]!r} for both {role} and {other}"
-            for role, other in combinations(needed, 2)
+            for role, other in combinations(NEEDED, 2)
             if taken[role] is not None and taken[role] == taken[other]
         ]
         if problems:

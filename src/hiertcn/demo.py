@@ -65,7 +65,8 @@ def run_demo(
     console.print(_grid(found, best))
     user = _busiest(cache)
     say(f"5. Recommend for user {user}")
-    for entry in Recommender.load(first).recommend_history(*history_in_cache(cache, user), k=5):
+    known = history_in_cache(cache, user)
+    for entry in Recommender.load(first).recommend_history(known.items, known.times, 5, sessions=known.sessions):
         console.print(f"   {entry.item}  {entry.score:.3f}  {entry.title or ''}", highlight=False, markup=False)
     report = out / "report.html"
     write_report(

@@ -17,22 +17,42 @@ from hiertcn.models import ModelConfig
 _FLOAT = 4
 # Weights, their gradient and Adam's two moments.
 _COPIES = 4
-# Logits, their log-softmax and its gradient.
-_LOGITS = 3
+# Scores, their exponentials and their gradient.
+_SCORES = 3
+# What a layer gives at a position, what its gradient needs of it, and that gradient.
+_ACTIVATIONS = 3
+# Five columns of 64 bits of a target, and its share of its session's.
+_READ = 48
 
 
 def check_memory(
-    model: ModelConfig, train_events: npt.NDArray[np.int64], scores: int, allow: bool, say: Callable[[str], None]
+    model: ModelConfig,
+    train_events: npt.NDArray[np.int64],
+    *,
+    positions: int,
+    scores: int,
+    read: int,
+    allow: bool,
+    say: Callable[[str], None],
 ) -> None:
-    """Say what training needs at most, with `scores` logits a batch; nothing of it is taken yet.
+    """Say what training needs at most; nothing of it is taken yet.
 
-    train_events: [items + 1], as in `build`. Raises InputError if it is above what is free and `allow` is off.
+    train_events:      [items + 1], as in `build`
+    positions, scores: of a batch
+    read:              events that the generator holds at a time
+
+    Raises InputError if it is above what is free and `allow` is off.
     """
-    weights = sum(p.numel() for p in outline(model, train_events).parameters())
-    needed = _FLOAT * (weights * _COPIES + scores * _LOGITS)
+    parameters = list(outline(model, train_events).parameters())
+    weights = sum(p.numel() for p in parameters)
+    # Tables are looked up, all others multiply something at every position. A table and a softmax head have a row for
+    # each item; what the head gives are the scores.
+    width = sum(p.numel() // p.shape[-1] for p in parameters if p.ndim > 1 and len(p) != len(train_events))
+    batch = scores * _SCORES + positions * width * _ACTIVATIONS
+    needed = _FLOAT * (weights * _COPIES + batch) + read * _READ
     free = psutil.virtual_memory().available
     say(
-        f"{weights:,} parameters; weights, optimizer and scores need about {needed / 1e9:.2f} GB, "
+        f"{weights:,} parameters; weights, optimizer, a batch and what is read need about {needed / 1e9:.2f} GB, "
         f"{free / 1e9:.1f} GB are free"
     )
     if needed > free and not allow:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from hiertcn.columns import Columns
+from hiertcn.columns import NEEDED, Columns
 from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import EXAMPLES, Quarantine, shown
 from hiertcn.sources import find_sources, unpacked
@@ -59,17 +59,18 @@ def read_events(
     tz: str | None = None,
     max_bad_rows: float = 0.001,
     keep_duplicates: bool = False,
+    one_user: bool = False,
 ) -> Events:
-    """Read, validate, order and deduplicate the events of a log.
+    """Read, validate, order and deduplicate the events of a log; of one that is of `one_user`, it need not say whose.
 
     Rows that can't be used are set aside by reason; more than the fraction `max_bad_rows` of them, a column that is
     missing or of the wrong kind, times of an unknown unit, or no event at all raise InputError.
     """
     if isinstance(log, pl.DataFrame):
-        columns, names, read = _read_tables([open_table(log, layout)], columns)
+        columns, names, read = _read_tables([open_table(log, layout)], columns, one_user)
     else:
         with unpacked(find_sources(log)) as sources:
-            columns, names, read = _read_tables([open_table(source, layout) for source in sources], columns)
+            columns, names, read = _read_tables([open_table(source, layout) for source in sources], columns, one_user)
     files = [{"name": name, "rows": rows.frame.height + len(rows.bad)} for name, rows in zip(names, read, strict=True)]
     quarantine = _quarantine(names, read)
     quarantine.check(max_bad_rows)
@@ -134,8 +135,8 @@ def _repeats(frame: pl.DataFrame) -> pl.Series:
     return frame.select(pl.all_horizontal(same)).to_series()
 
 
-def _read_tables(tables: list[Table], columns: Columns) -> tuple[Columns, list[str], list[Rows]]:
-    columns = columns.found_in(tables[0])
+def _read_tables(tables: list[Table], columns: Columns, one_user: bool) -> tuple[Columns, list[str], list[Rows]]:
+    columns = columns.found_in(tables[0], NEEDED[1:] if one_user else NEEDED)
     named = columns.named()
     read = []
     for table in tables:
@@ -147,6 +148,8 @@ def _read_tables(tables: list[Table], columns: Columns) -> tuple[Columns, list[s
             )
         rows = table.read(list(dict.fromkeys(named.values())))
         frame = rows.frame.select(pl.col(name).alias(role) for role, name in named.items())
+        if columns.user is None:
+            frame = frame.with_columns(user=pl.lit("the one"))
         read.append(replace(rows, frame=_checked(frame, named, table.name)))
     return columns, [table.name for table in tables], read
 

@@ -1,10 +1,13 @@
-"""The events of one person, out of a cache or a file, as item ids and times."""
+"""The events of one person, out of a cache or a file, as item ids, times and sessions."""
 
 from __future__ import annotations
 
-__all__ = ["history_in_cache", "history_in_file"]
+__all__ = ["History", "history_in_cache", "history_in_file"]
 
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from hiertcn.cache import Cache
 from hiertcn.columns import Columns
@@ -13,28 +16,38 @@ from hiertcn.events import read_events
 from hiertcn.sessions import SECOND
 from hiertcn.tables import Layout
 
-History = tuple[list[str | int], list[float]]
+
+class History(NamedTuple):
+    """As `Recommender.recommend_history` takes them. times: seconds; sessions: None where the gap tells them apart."""
+
+    items: list[str | int]
+    times: list[float]
+    sessions: list[int] | None
 
 
 def history_in_cache(cache: Cache, user_id: str) -> History:
-    """Item ids and times (seconds) of a user of a prepared log; none for somebody it does not know."""
+    """Of a user of a prepared log, in its own sessions; empty for somebody it does not know."""
     found = cache.find(user_id)
     if found is None:
-        return [], []
+        return History([], [], None)
     shard, place = found
-    sessions = cache.shard(shard).sessions
-    begin, end = sessions.event_offsets[place], sessions.event_offsets[place + 1]
-    ids = cache.catalog.items["item_id"].gather(sessions.items[begin:end] - 1)
-    return ids.to_list(), (sessions.times[begin:end] / SECOND).tolist()
+    whole = cache.shard(shard).sessions
+    one = whole.users(place, place + 1)
+    ids = cache.catalog.items["item_id"].gather(one.items - 1)
+    sessions = np.repeat(np.arange(len(one.session_offsets) - 1), np.diff(one.session_offsets))
+    return History(ids.to_list(), (one.times / SECOND).tolist(), sessions.tolist())
 
 
-def history_in_file(path: Path, columns: Columns) -> History:
-    """Item ids and times (seconds) of the one person in a log. Raises InputError if there are several."""
-    events = read_events(str(path), columns, Layout())
+def history_in_file(
+    path: Path, columns: Columns, layout: Layout, time_unit: str | None = None, tz: str | None = None
+) -> History:
+    """Of the one person in a log, which need not have a column of users. Raises InputError if there are several."""
+    events = read_events(str(path), columns, layout, time_unit=time_unit, tz=tz, one_user=True)
     if len(events.user_ids) > 1:
         raise InputError(
             f"{path} holds events of {len(events.user_ids):,} users, such as {events.user_ids.head(3).to_list()}; "
             "expected those of one person. Leave one user's rows in the file."
         )
     items = events.item_ids.gather(events.frame["item"])
-    return items.to_list(), (events.frame["time"].to_numpy() / SECOND).tolist()
+    sessions = events.frame["session"].to_list() if "session" in events.frame.columns else None
+    return History(items.to_list(), (events.frame["time"].to_numpy() / SECOND).tolist(), sessions)

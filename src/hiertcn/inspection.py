@@ -35,6 +35,8 @@ def inspection(cache: Cache) -> dict[str, Any]:
         "from": str(np.datetime64(int(min(first)) // SECOND, "s")),
         "to": str(np.datetime64(int(max(last)) // SECOND, "s")),
         "session_gap": manifest.session_gap,
+        "max_session_events": manifest.max_session_events,
+        "session_column": manifest.sources.get("columns", {}).get("session"),
         "split": manifest.split,
         "parts": manifest.parts,
         "vectors": None,
@@ -55,6 +57,13 @@ def _spread(counts: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, float]:
     }
 
 
+def _session_rule(found: dict[str, Any]) -> str:
+    rule = f"a gap of {found['session_gap']:g} s begins a session"
+    if found["session_column"] is not None:
+        rule = f"a new value of {found['session_column']!r} begins a session"
+    return f"{rule}, and so does its event after the first {found['max_session_events']:,}"
+
+
 def describe(found: dict[str, Any]) -> str:
     """The inspection as lines for a person."""
 
@@ -64,7 +73,7 @@ def describe(found: dict[str, Any]) -> str:
     lines = [
         f"{found['cache']}: {found['users']:,} users, {found['sessions']:,} sessions, {found['events']:,} events, "
         f"{found['items']:,} items in the catalog, {found['items_outside_the_catalog']:,} outside",
-        f"  from {found['from']} to {found['to']} UTC; a gap of {found['session_gap']:g} s begins a session",
+        f"  from {found['from']} to {found['to']} UTC; {_session_rule(found)}",
         f"  sessions per user   {spread(found['sessions_per_user'])}",
         f"  events per session  {spread(found['events_per_session'])}; {found['sessions_of_one_event']:,} of one event",
         f"  split by {found['split'].get('by')}",

@@ -47,6 +47,7 @@ class PrepareConfig(Config):
 
     columns:          which column is what
     session_gap:      seconds; a gap of at least this begins a new session (not with a session column)
+    max_session_events: a session of more is cut after every so many
     header, separator, quotes: the layout of text files
     time_unit:        s, ms, us or ns; None: found by range
     tz:               the zone of times that have none
@@ -64,6 +65,7 @@ class PrepareConfig(Config):
 
     columns: Columns = Columns()
     session_gap: Annotated[float, Field(gt=0, le=1e9)] = 1800.0
+    max_session_events: Count = 1000
     header: bool = True
     separator: Annotated[str, Field(min_length=1, max_length=2)] | None = None
     quotes: bool = True
@@ -106,6 +108,17 @@ def preset_names() -> list[str]:
     return list(_presets())
 
 
+def _parts(given: Any) -> list[Any]:
+    return [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
+
+
+def _number(part: Any) -> Any:
+    """A text that is a number as one; other things as text, for what is to check them."""
+    if isinstance(part, int | float):
+        return part
+    return float(part) if str(part).lstrip("-").replace(".", "", 1).isdigit() else str(part)
+
+
 def prepare_config(preset: str | None, options: dict[str, Any]) -> tuple[PrepareConfig, str | None]:
     """The config of flat options (`user_column=…`) over those of a preset, and what is to be known of the preset.
 
@@ -131,10 +144,6 @@ def prepare_config(preset: str | None, options: dict[str, Any]) -> tuple[Prepare
     columns = {roles[name]: str(given.pop(name)) for name in list(given) if name in roles}
     if str(given.get("split", "")).startswith("column:"):
         columns["part"] = given["split"].removeprefix("column:")
-    types = given.get("drop_types", ())
-    given["drop_types"] = tuple(types.split(",")) if isinstance(types, str) else tuple(map(str, types))
-    if "cuts" in given:
-        given["cuts"] = tuple(cut if isinstance(cut, int | float) else str(cut) for cut in given["cuts"])
-    if isinstance(given.get("fractions"), list):
-        given["fractions"] = tuple(given["fractions"])
+    given["drop_types"] = tuple(map(str, _parts(given.get("drop_types", ()))))
+    given |= {name: tuple(map(_number, _parts(given[name]))) for name in ("fractions", "cuts") if name in given}
     return PrepareConfig(columns=Columns(**columns), **given), note

@@ -84,9 +84,10 @@ def prepare(
     built = _catalog(events.item_ids, frame["item"].to_numpy(), parts, items)
     rows = _rows_of(events.item_ids, built)[frame["item"].to_numpy()]
     keys = frame["session"].to_numpy() if "session" in frame.columns else None
-    session_offsets = sessionize(offsets, times, config.session_gap, keys)
+    session_offsets = sessionize(offsets, times, config.session_gap, config.max_session_events, keys)
     manifest = Manifest(
         session_gap=config.session_gap,
+        max_session_events=config.max_session_events,
         split=split,
         time_form=events.time_form,
         waterfall=waterfall.steps,

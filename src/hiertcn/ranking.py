@@ -50,7 +50,13 @@ def rank(model: Model, batches: Iterable[SessionBatch], rows: int, *, top: int =
     Raises TrainingError if the model scores a target with NaN.
     """
     training = model.training
-    model.eval()
+    try:
+        return _rank(model.eval(), batches, rows, top, block)
+    finally:
+        model.train(training)
+
+
+def _rank(model: Model, batches: Iterable[SessionBatch], rows: int, top: int, block: int) -> Ranks:
     events, ranks, best = [], [], []
     carried = model.zero_state(rows)
     for batch in batches:
@@ -64,7 +70,6 @@ def rank(model: Model, batches: Iterable[SessionBatch], rows: int, *, top: int =
             ranks.append(_mid_ranks(scores, batch.targets[begin : begin + width]))
             best.append(scores.topk(min(top, scores.shape[1])).indices + 1)
         events.append(batch.events)
-    model.train(training)
     if not events:
         return Ranks(np.empty(0, np.int64), np.empty(0), np.empty((0, top), np.int64))
     order = torch.cat(events).argsort()

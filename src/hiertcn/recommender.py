@@ -31,12 +31,12 @@ from hiertcn.ragged import SessionBatch, pack_sessions
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
 from hiertcn.states import StateStore, UserState, open_states
 from hiertcn.states.state import DIGEST
-from hiertcn.streams import Stream
+from hiertcn.streams import Ints, Stream
 
 MOST = 500
 LONGEST_ID = 256
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EARLIEST, _LATEST = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (1971, 2200))
+_LATEST = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp())
 _NONE = np.empty(0, dtype=np.int32)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -61,7 +61,8 @@ class Recommender:
 
     def __init__(self, run: Run, states: StateStore) -> None:
         self.states = states
-        self._model, self._catalog, self._session_gap = run.model, run.catalog, run.session_gap
+        self._model, self._catalog = run.model, run.catalog
+        self._session_gap, self._longest = run.session_gap, run.max_session_events
         self._digest = _digest(run)
         self._ids = self._catalog.ids
         self._rows = np.arange(self._catalog.size + 1)
@@ -112,20 +113,32 @@ class Recommender:
         return self._recommend(state, at, k, state.seen if exclude_seen else _NONE)
 
     def recommend_history(
-        self, items: Sequence[Id], times: Sequence[Time], k: int = 10, *, exclude_seen: bool = False
+        self,
+        items: Sequence[Id],
+        times: Sequence[Time],
+        k: int = 10,
+        *,
+        exclude_seen: bool = False,
+        sessions: Sequence[Id] | None = None,
     ) -> list[Recommendation]:
         """The same for a person in no store, from all of the person's events at once, in any order.
 
-        Equal to observing the events one after another, but all their sessions are computed in parallel.
+        sessions: of each event, where the log names them: a session begins where this changes
+
+        Without `sessions` equal to observing the events one after another, but all are computed in parallel.
         """
-        if len(items) != len(times):
-            raise InputError(f"There are {len(items)} items and {len(times)} times; expected one time for each item.")
+        for what, column in (("times", times), ("sessions", items if sessions is None else sessions)):
+            if len(items) != len(column):
+                raise InputError(f"There are {len(items)} items and {len(column)} {what}; expected one for each item.")
         rows = np.array([self._row(item) for item in items], dtype=np.int32)
         moments = np.array([_microseconds(time) for time in times], dtype=np.int64)
         order = np.argsort(moments, kind="stable")
         state = self._state(None).followed_by(rows[order], moments[order])
         hidden = np.unique(rows[rows > 0]) if exclude_seen else _NONE
-        return self._recommend(state, int(moments.max(initial=0)), k, hidden)
+        keys = None
+        if sessions is not None and len(sessions):
+            keys = np.unique(list(map(str, sessions)), return_inverse=True)[1][order]
+        return self._recommend(state, int(moments.max(initial=0)), k, hidden, keys)
 
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
         """[Q]: the vector whose scores rank the user's next item; `time` as in `recommend`."""
@@ -150,7 +163,8 @@ class Recommender:
     @torch.inference_mode()
     def _after(self, state: UserState, row: int, at: int) -> UserState:
         """The state after an event. One that begins a session folds the running session, if that holds an item."""
-        if len(state.times) and begins_session(state.times[-1], _not_before(state, at), self._session_gap):
+        full = len(state.times) >= self._longest
+        if len(state.times) and (begins_session(state.times[-1], _not_before(state, at), self._session_gap) or full):
             if state.items.any():
                 _, after = self._model.fold(self._batch(state, at), _initial(state))
                 state = replace(state, long_term=after[0].numpy(), previous_end=int(state.times[-1]))
@@ -158,19 +172,23 @@ class Recommender:
         return state.followed_by(np.array([row], dtype=np.int32), np.array([at]))
 
     @torch.inference_mode()
-    def _query(self, state: UserState, at: int) -> Tensor:
+    def _query(self, state: UserState, at: int, keys: Ints | None = None) -> Tensor:
         """[1, Q]: the query of an event at `at`."""
-        batch = self._batch(state, at)
+        batch = self._batch(state, at, keys)
         queries, _ = self._model(batch, _initial(state))
         asked: Tensor = queries[batch.positions]
         return asked
 
-    def _batch(self, state: UserState, at: int) -> SessionBatch:
-        """One user's events that are still to be read, and the one asked for at `at`, on item row 0."""
+    def _batch(self, state: UserState, at: int, keys: Ints | None = None) -> SessionBatch:
+        """One user's events that are still to be read, and the one asked for at `at`, on item row 0.
+
+        keys: int64, the sessions of those events, of which the last one still runs; None: by the rule of the run
+        """
         times = np.append(state.times, at)
         parts = np.zeros(len(times), dtype=np.uint8)
         parts[-1] = PARTS.index("test")
-        offsets = sessionize(np.array([0, len(times)]), times, self._session_gap)
+        keys = None if keys is None else np.append(keys, keys[-1:])
+        offsets = sessionize(np.array([0, len(times)]), times, self._session_gap, self._longest, keys)
         whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, np.array([0, len(offsets) - 1]))
         stream = Stream.of(whole, self._rows, "test")
         lengths = np.diff(stream.session_offsets)
@@ -194,11 +212,13 @@ class Recommender:
         )
 
     @torch.inference_mode()
-    def _recommend(self, state: UserState, at: int, k: int, hide: npt.NDArray[np.int32]) -> list[Recommendation]:
+    def _recommend(
+        self, state: UserState, at: int, k: int, hide: npt.NDArray[np.int32], keys: Ints | None = None
+    ) -> list[Recommendation]:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST:
             raise InputError(f"k is {_told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
         if len(state.seen):
-            scores, source = self._model.score(self._query(state, at))[0], "model"
+            scores, source = self._model.score(self._query(state, at, keys))[0], "model"
         else:
             scores, source = self._popular, "popular"
         hidden = torch.from_numpy(hide.astype(np.int64) - 1)
@@ -215,7 +235,8 @@ class Recommender:
 
 def _digest(run: Run) -> bytes:
     """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
-    stated = [run.manifest["weights"]["sha256"], run.manifest["model"], run.catalog.fingerprint, run.session_gap]
+    stated = [run.manifest["weights"]["sha256"], run.manifest["model"], run.catalog.fingerprint]
+    stated += [run.session_gap, run.max_session_events]
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:DIGEST]
 
 
@@ -249,17 +270,17 @@ def _told(value: object) -> str:
 def _microseconds(time: Time) -> int:
     """A time since 1970. Raises InputError unless it can be one."""
     value = time.item() if isinstance(time, np.generic) else time
-    at = -1
+    at = 0
     if isinstance(value, datetime):
         if value.utcoffset() is None:
             raise InputError(f"The time {value} has no zone; expected one, such as datetime.now(timezone.utc). Add it.")
         at = (value - _EPOCH) // timedelta(microseconds=1)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and _EARLIEST <= value < _LATEST:
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LATEST:
         at = round(value * SECOND)
-    if not _EARLIEST * SECOND <= at < _LATEST * SECOND:
+    if not 0 < at < _LATEST * SECOND:
         raise InputError(
-            f"The time is {_told(value)}; expected seconds since 1970 UTC, or a datetime with a zone, from 1971 to "
-            "2199. Divide milliseconds by 1000."
+            f"The time is {_told(value)}; expected seconds since 1970 UTC, or a datetime with a zone, after 1970 "
+            "began and before 2200. Divide milliseconds by 1000."
         )
     return at
 

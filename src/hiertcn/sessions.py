@@ -29,18 +29,24 @@ def sessionize(
     user_offsets: npt.NDArray[np.int64],
     times: npt.NDArray[np.int64],
     session_gap: float,
+    longest: int,
     keys: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Offsets [M+1] of the sessions of users whose events, in time order, lie at `user_offsets` [U+1] of `times` [N].
 
     With `keys` [N] (the log's own session column) a session begins where the key changes between two consecutive events
-    of a user; otherwise where `begins_session` says so.
+    of a user; otherwise where `begins_session` says so. A session of more than `longest` events is cut after every
+    `longest`, so that what is read of a running one has an end.
     """
     starts = np.ones(len(times), dtype=bool)
     if len(times):
         starts[1:] = begins_session(times[:-1], times[1:], session_gap) if keys is None else keys[1:] != keys[:-1]
         starts[user_offsets[:-1][np.diff(user_offsets) > 0]] = True
-    return np.append(np.flatnonzero(starts), len(times)).astype(np.int64)
+    begins = np.flatnonzero(starts)
+    lengths = np.diff(begins, append=len(times))
+    pieces = -(-lengths // longest)
+    piece = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return np.append(np.repeat(begins, pieces) + longest * piece, len(times)).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hiertcn import __version__, checkpoint
 from hiertcn.artifact import Run, check_weights, state_history, write_run
-from hiertcn.batching import SessionBatches
+from hiertcn.batching import RESIDENT_SHARDS, SessionBatches
 from hiertcn.cache import Cache
 from hiertcn.checkpoint import locked, stop_signals
 from hiertcn.config import Config, Count, Positive
@@ -28,6 +28,7 @@ from hiertcn.negatives import NegativeSampler
 from hiertcn.optimizer import Optimizer
 from hiertcn.progress import Progress
 from hiertcn.ragged import SessionBatch
+from hiertcn.ranking import ranking_batches
 from hiertcn.streams import known_rows
 
 SPARSE_FROM = 50_000
@@ -109,12 +110,21 @@ def train(
                 f"The {part} part of {cache.path} holds no event. "
                 "Prepare the log with another --split or other fractions."
             )
+    _check_validation(cache, config.validation_users)
     with locked(out), progress or Progress(quiet=True) as shown, stop_signals() as stopped:
         events = cache.catalog.train_events
         targets = min(config.rows * config.sessions * config.chunk, int(events.sum()))
         drawn = config.uniform_negatives + config.popular_negatives + targets * config.in_batch_negatives
         candidates = len(events) if config.loss == "cross_entropy" else drawn
-        check_memory(model, events, targets * candidates, allow_memory, shown.say)
+        check_memory(
+            model,
+            events,
+            positions=targets,
+            scores=targets * candidates,
+            read=sum(sorted((shard["events"] for shard in cache.manifest.shards), reverse=True)[:RESIDENT_SHARDS]),
+            allow=allow_memory,
+            say=shown.say,
+        )
         return _Training(cache, model, config, out, shown).run(resume, stopped)
 
 
@@ -259,6 +269,7 @@ class _Training:
             "train": self.config.model_dump(mode="json"),
             "cache": {"path": str(self.cache.path.resolve()), "fingerprint": self.cache.manifest.fingerprint},
             "session_gap": self.cache.manifest.session_gap,
+            "max_session_events": self.cache.manifest.max_session_events,
             "split": self.cache.manifest.split,
             "validation": self.history[-1],
             "history": self.history,
@@ -286,6 +297,20 @@ class _Training:
             ) from error
         self.batches.load_state_dict(facts["batches"])
         self.steps, self.history = facts["step"], facts["history"]
+
+
+def _check_validation(cache: Cache, users: float) -> None:
+    """Raises InputError if nothing could be ranked at an epoch's end."""
+    valid = cache.manifest.parts["valid"]
+    if valid["events"] == valid["outside_events"]:
+        raise InputError(
+            f"All {valid['events']:,} valid events of {cache.path} are on items outside the catalog, so no epoch could "
+            "be told from another. Prepare the log with another --split or other fractions."
+        )
+    if users < 1 and not ranking_batches(cache, "valid", known_rows(cache.catalog), users).targets:
+        raise InputError(
+            f"validation_users = {users} draws none of the {valid['users']:,} users of the valid part. Raise it."
+        )
 
 
 def _device(wanted: str) -> torch.device:

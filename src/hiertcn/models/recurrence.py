@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["StackedGRU", "place_of"]
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,13 +68,12 @@ class _Scan(torch.autograd.Function):
         # Every view a step needs, cut beforehand: one by one the cuts cost as much as the arithmetic.
         views = (gates[:, : 2 * units], gates[:, :units], gates[:, units : 2 * units], gates[:, 2 * units :])
         products = (recurrent, recurrent[:, : 2 * units], recurrent[:, 2 * units :])
-        decays = [None] * len(sizes) if decay is None else decay.unsqueeze(1).split(sizes)
         for size, factor, both, reset, update, new, product, of_both, of_new, out in zip(
-            sizes, decays, *(view.split(sizes) for view in (*views, *products, states)), strict=True
+            sizes, *(_cut(view, sizes) for view in (decay, *views, *products, states)), strict=True
         ):
             hidden = state if len(state) == size else state[:size]
             if factor is not None:
-                hidden = hidden * factor
+                hidden = hidden * factor.unsqueeze(1)
             torch.addmm(bias_hh, hidden, transposed, out=product)
             both.add_(of_both).sigmoid_()
             new.addcmul_(reset, of_new).tanh_()
@@ -86,7 +86,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, initial, decay, weight_ih, weight_hh, gates, recurrent, states = ctx.saved_tensors
         units, sizes = weight_hh.shape[1], ctx.sizes
-        earlier = [part[:size] for part, size in zip(states.split(sizes), sizes[1:], strict=False)]
+        earlier = [part[:size] for part, size in zip(_cut(states, sizes), sizes[1:], strict=False)]
         previous = torch.cat([initial, *earlier])
         before = previous if decay is None else previous * decay.unsqueeze(1)
         reset, update, new = gates.view(-1, 3, units).unbind(1)
@@ -102,32 +102,35 @@ class _Scan(torch.autograd.Function):
         )
         of_state, of_recurrent = grads[0].clone(), torch.empty_like(factors)
         of_before = torch.empty_like(before)
-        wide = of_state.unsqueeze(1).split(sizes), factors.split(sizes), of_recurrent.split(sizes)
-        flat = of_recurrent.flatten(1).split(sizes), of_state.split(sizes), update.split(sizes), of_before.split(sizes)
-        decays = [None] * len(sizes) if decay is None else decay.unsqueeze(1).split(sizes)
-        steps = list(zip(decays, *wide, *flat, strict=True))
-        earlier = [None, *(part[:size] for part, size in zip(flat[1], sizes[1:], strict=False))]
-        for target, (factor, now_wide, weights, product_wide, product, now, kept, out) in zip(
-            reversed(earlier), reversed(steps), strict=True
+        products = of_recurrent.flatten(1)
+        cut = [_cut(values, sizes) for values in (of_state, factors, of_recurrent, products, update, of_before)]
+        targets = [None, *(part[:size] for part, size in zip(cut[0], sizes[1:], strict=False))]
+        decays = _cut(decay, sizes)
+        for target, factor, now, weights, product_wide, product, kept, out in reversed(
+            list(zip(targets, decays, *cut, strict=True))
         ):
-            torch.mul(weights, now_wide, out=product_wide)
+            torch.mul(weights, now.unsqueeze(1), out=product_wide)
             carried = torch.addmm(now * kept, product, weight_hh, out=out)
             if target is not None:
-                target.add_(carried if factor is None else carried * factor)
+                target.add_(carried if factor is None else carried * factor.unsqueeze(1))
         factors[:, 2] = of_new
         of_gates = (factors * of_state.unsqueeze(1)).flatten(1)
-        of_recurrent = of_recurrent.flatten(1)
         first = of_before[: len(initial)]
         return (
             of_gates @ weight_ih,
             first if decay is None else first * decay[: len(initial)].unsqueeze(1),
             None if decay is None else (of_before * previous).sum(1),
             of_gates.T @ values,
-            of_recurrent.T @ before,
+            products.T @ before,
             of_gates.sum(0),
-            of_recurrent.sum(0),
+            products.sum(0),
             None,
         )
+
+
+def _cut(values: Tensor | None, sizes: list[int]) -> Sequence[Any]:
+    """The rows of each step, as views."""
+    return [None] * len(sizes) if values is None else values.split_with_sizes(sizes)
 
 
 def place_of(initial: Tensor, packed: Tensor, places: Tensor) -> Tensor:
