@@ -129,7 +129,7 @@ def test_a_log_with_an_empty_part_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_a_share_of_users_that_holds_none_is_refused_at_once(cache: Cache, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"validation_users = 1e-05 draws none of the 30 users"):
+    with pytest.raises(InputError, match=r"validation_users = 1e-05 draws none of the 24 users"):
         run_of(cache, tmp_path / "run", validation_users=1e-5)
     assert not (tmp_path / "run").exists()
 
