@@ -25,7 +25,9 @@ from hiertcn.ragged import SessionBatch, pack_sessions
 from hiertcn.streams import Ints, Stream
 
 RESIDENT_SHARDS = 4
-BATCHES_AHEAD = 8
+# Assembled as one task, since handing each over by itself costs as much as a small one takes to assemble.
+TOGETHER = 4
+TASKS_AHEAD = 3
 
 
 class SessionBatches:
@@ -104,19 +106,23 @@ class SessionBatches:
 
     def __iter__(self) -> Iterator[SessionBatch]:
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
-            wanted = iter(range(self.batch, len(self)))
-            pending = [ahead.submit(self._assemble, i) for i in islice(wanted, BATCHES_AHEAD)]
+            wanted = iter(range(self.batch, len(self), TOGETHER))
+            pending = [ahead.submit(self._assemble_from, i) for i in islice(wanted, TASKS_AHEAD)]
             try:
                 while pending:
-                    batch = pending.pop(0).result()
+                    batches = pending.pop(0).result()
                     if (following := next(wanted, None)) is not None:
-                        pending.append(ahead.submit(self._assemble, following))
-                    self.batch += 1
-                    yield batch
+                        pending.append(ahead.submit(self._assemble_from, following))
+                    for batch in batches:
+                        self.batch += 1
+                        yield batch
             finally:
                 for future in pending:
                     future.cancel()
         self.load_state_dict({"epoch": self.epoch + 1, "batch": 0})
+
+    def _assemble_from(self, first: int) -> list[SessionBatch]:
+        return [self._assemble(index) for index in range(first, min(first + TOGETHER, len(self)))]
 
     def _assemble(self, index: int) -> SessionBatch:
         part = self._plan.segments(index)
