@@ -50,7 +50,7 @@ class Trainer:
         queries, after = self.forward(batch, batch.initial(self.carried))
         negatives = self.sampler.draw(batch.targets, np.random.default_rng(number))
         asked = queries.index_select(0, batch.positions)
-        sampled_softmax(asked, batch.targets, self.model.vectors, self.model.bias, negatives).backward()
+        sampled_softmax(asked, batch.targets, self.model.lookup, negatives).backward()
         self.optimizer.step()
         self.carried = batch.carry(self.carried, after)
         self.seconds.append(time.perf_counter() - begun)

@@ -18,13 +18,13 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: "cli",
+    6: "cli flags",
     5: "training demo report pictures timeline progress settings checkpoint optimizer estimate",
-    4: "batching streams ranking evaluation recommender histories inspection",
+    4: "batching streams objective ranking targets evaluation recommender histories inspection",
     3: """cache artifact preparation states states.memory states.protocol states.sqlite states.state
-          models models.aggregation models.gru models.hiertcn models.hrnn models.moving_average models.popularity
-          models.protocol models.recurrence models.tcn""",
-    2: "sessions catalog ragged packing losses negatives synth metrics filters splits itemlist",
+          models models.aggregation models.gru models.hiertcn models.hrnn models.items
+          models.moving_average models.outline models.popularity models.protocol models.recurrence models.tcn""",
+    2: "sessions catalog ragged packing losses negatives synth metrics filters splits itemlist vectors impressions",
     1: "events columns options quarantine sources tables lines times config errors files",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
@@ -100,7 +100,7 @@ def test_no_circles(module: str) -> None:
 def test_rooms_of_data_know_no_torch(module: str) -> None:
     for other in reached(module):
         packages = {name.partition(".")[0] for name in imported(other)}
-        assert not packages & {"torch", "safetensors", "tensorboard", "matplotlib"}, f"{module} → {other}"
+        assert not packages & {"torch", "tensorboard", "matplotlib"}, f"{module} → {other}"
 
 
 @pytest.mark.parametrize("module", ONLINE)

@@ -14,10 +14,11 @@ import pytest
 
 import hiertcn
 from hiertcn import checkpoint
-from hiertcn.artifact import Run, outline
+from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.models import CONFIGS, GRUConfig, HierTCNConfig, build, trainable
+from hiertcn.models.outline import outline
 from runs import MODEL, opened, refused, run_of, small_cache, weights_of
 
 STATED = ("manifest.json", "model", "catalog.arrow")
@@ -48,7 +49,7 @@ def file_of(folder: Path, name: str) -> Path:
 # As it was written.
 
 
-@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if trainable(config)])
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if trainable(config())])
 def test_a_run_comes_back(name: str, cache: Cache, tmp_path: Path) -> None:
     sizes = {"dim": 4} if name == "moving_average" else {"dim": 4, "units": 3}
     written = run_of(cache, tmp_path / "run", CONFIGS[name](**sizes), epochs=1)

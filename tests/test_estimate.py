@@ -16,6 +16,7 @@ from hiertcn import estimate, training
 from hiertcn.cache import Cache
 from hiertcn.errors import InputError
 from hiertcn.models import HierTCNConfig, build
+from hiertcn.models.outline import outline
 from hiertcn.progress import Progress
 from hiertcn.training import TrainConfig, train
 from runs import MODEL, SAMPLED, run_of, small_cache
@@ -64,20 +65,20 @@ def test_the_estimate_grows_with_the_scores_of_a_batch(cache: Cache, monkeypatch
     monkeypatch.setattr(training, "check_memory", lambda *_, **counts: asked.append(counts["scores"]))
     monkeypatch.setattr(training._Training, "run", lambda *_: None)
     items, events = cache.manifest.items, cache.manifest.parts["train"]["events"]
-    for number, settings in enumerate(({}, SAMPLED, {**SAMPLED, "in_batch_negatives": False}, {"rows": 1000})):
+    for number, settings in enumerate(
+        ({}, SAMPLED, {**SAMPLED, "in_batch_negatives": False}, {"rows": 1000}, {"loss": "bpr"})
+    ):
         run_of(cache, cache.path.parent / str(number), **settings)
-    assert asked == [48 * (items + 1), 48 * (10 + 48), 48 * 10, events * (items + 1)]
+    assert asked == [48 * (items + 1), 48 * (10 + 48), 48 * 10, events * (items + 1), 48 * 21 * 6]
 
 
 def test_the_estimate_counts_weights_activations_scores_and_what_is_read() -> None:
     events = np.ones(101, dtype=np.int64)
-    config = HierTCNConfig(dim=10, units=20, state_layers=1, channels=(30,), kernel=2)
+    model = outline(HierTCNConfig(dim=10, units=20, state_layers=1, channels=(30,), kernel=2), events)
     said: list[str] = []
 
     def gigabytes(**counts: int) -> float:
-        estimate.check_memory(
-            config, events, **{"positions": 0, "scores": 0, "read": 0, **counts}, allow=True, say=said.append
-        )
+        estimate.check_memory(model, **{"positions": 0, "scores": 0, "read": 0, **counts}, allow=True, say=said.append)
         return float(said[-1].split("about ")[1].split(" GB")[0])
 
     million = 10**6

@@ -50,6 +50,7 @@ def run_of(path: Path, catalog: Catalog, cache: Cache | None = None) -> Run:
     path.mkdir()
     facts = {
         "session_gap": GAP,
+        "max_session_events": 1000,
         "cache": {"path": str(cache.path), "fingerprint": cache.manifest.fingerprint} if cache else NOWHERE,
         "validation": {},
         "history": [],

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
-from hiertcn.losses import cross_entropy, sampled_softmax
-from hiertcn.negatives import Negatives, NegativeSampler
+from hiertcn.losses import RANKING, Lookup, RankingLoss, cross_entropy, l2, ranking_loss, sampled_softmax
+from hiertcn.negatives import Negatives, NegativeSampler, OwnNegatives
 
 ITEMS, WIDTH, TARGETS = 7, 3, 5
 TRAIN_EVENTS = np.array([0, 40, 1, 0, 9, 25, 4, 0])  # rows 3 and 7 are named beside the log
@@ -26,6 +27,10 @@ def drawn(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         for shape in [(TARGETS, WIDTH), (ITEMS + 1, WIDTH), (ITEMS + 1,)]
     )
     return queries, torch.randint(1, ITEMS + 1, (TARGETS,), generator=rng), vectors, bias
+
+
+def among(vectors: Tensor, bias: Tensor | None, sparse: bool = False) -> Lookup:
+    return lambda rows: (F.embedding(rows, vectors, sparse=sparse), None if bias is None else bias[rows])
 
 
 def arrays(*tensors: Tensor | None) -> list[np.ndarray]:
@@ -74,8 +79,9 @@ def test_cross_entropy_is_its_formula(biased: bool, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_sampled_softmax_is_its_formula(biased: bool, sparse: bool, seed: int) -> None:
     queries, targets, vectors, bias = drawn(seed)
-    args = (queries, targets, vectors, bias if biased else None, some_negatives(seed))
-    assert sampled_softmax(*args, sparse=sparse).item() == pytest.approx(sampled_by_hand(*args), abs=1e-6)
+    table, negatives = (vectors, bias if biased else None), some_negatives(seed)
+    found = sampled_softmax(queries, targets, among(*table, sparse), negatives)
+    assert found.item() == pytest.approx(sampled_by_hand(queries, targets, *table, negatives), abs=1e-6)
 
 
 @biased
@@ -89,7 +95,7 @@ def test_gradients(biased: bool) -> None:
         return cross_entropy(q, targets, v, b).double()
 
     def sampled(q: Tensor, v: Tensor, b: Tensor | None = None) -> Tensor:
-        return sampled_softmax(q, targets, v, b, negatives).double()
+        return sampled_softmax(q, targets, among(v, b), negatives).double()
 
     assert torch.autograd.gradcheck(full, inputs, eps=1e-2, atol=1e-3, rtol=1e-3)
     assert torch.autograd.gradcheck(sampled, inputs)
@@ -100,7 +106,7 @@ def test_large_scores_lose_nothing() -> None:
     vectors = torch.tensor([[0.0], [300], [0], [-300]])
     queries, targets = torch.ones(2, 1, requires_grad=True), torch.tensor([1, 3])
     negatives = Negatives(torch.tensor([1, 2, 3]), torch.ones(4))
-    loss = sampled_softmax(queries, targets, vectors, None, negatives)
+    loss = sampled_softmax(queries, targets, among(vectors, None), negatives)
     assert loss.item() == pytest.approx(300) == cross_entropy(queries, targets, vectors, None).item()
     loss.backward()
     assert queries.grad is not None
@@ -111,7 +117,7 @@ def test_sparse_gradients_are_the_dense_ones_of_the_rows_read() -> None:
     queries, targets, vectors, _ = drawn(4)
     negatives = some_negatives(4, count=2)
     dense, sparse = (
-        torch.autograd.grad(sampled_softmax(queries, targets, vectors, None, negatives, sparse=s), vectors)[0]
+        torch.autograd.grad(sampled_softmax(queries, targets, among(vectors, None, s), negatives), vectors)[0]
         for s in (False, True)
     )
     assert sparse.is_sparse
@@ -125,9 +131,9 @@ def test_a_negative_that_is_the_target_does_not_count() -> None:
     expected = torch.full((ITEMS + 1,), 0.7)
     with_target = Negatives(torch.tensor([1, 4, 2, 4]), expected)
     without = Negatives(torch.tensor([1, 2]), expected)
-    losses = [sampled_softmax(queries, targets, vectors, bias, n).item() for n in (with_target, without)]
+    losses = [sampled_softmax(queries, targets, among(vectors, bias), n).item() for n in (with_target, without)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-7)
-    alone = sampled_softmax(queries, targets, vectors, bias, Negatives(torch.tensor([4, 4]), expected))
+    alone = sampled_softmax(queries, targets, among(vectors, bias), Negatives(torch.tensor([4, 4]), expected))
     alone.backward()
     assert alone.item() == 0
     assert queries.grad is not None
@@ -139,7 +145,9 @@ def test_every_item_once_is_the_full_softmax(biased: bool) -> None:
     queries, targets, vectors, bias = drawn(5)
     args = (queries, targets, vectors, bias if biased else None)
     every = Negatives(torch.arange(1, ITEMS + 1), torch.ones(ITEMS + 1))
-    assert sampled_softmax(*args, every).item() == pytest.approx(cross_entropy(*args).item(), abs=1e-6)
+    assert sampled_softmax(*args[:2], among(*args[2:]), every).item() == pytest.approx(
+        cross_entropy(*args).item(), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(("uniform", "popular", "in_batch"), [(9000, 0, False), (9000, 9000, False), (500, 500, True)])
@@ -156,7 +164,7 @@ def test_many_negatives_weigh_the_same_whatever_they_are_drawn_from(uniform: int
     masses = np.exp(q @ v.T + b)[:, 1:]
     own = masses[np.arange(TARGETS), targets - 1]
     wanted = np.log1p((masses.sum(1) - own) * expected[targets] / own).mean()
-    assert sampled_softmax(queries, targets, vectors, bias, negatives).item() == pytest.approx(wanted, abs=0.05)
+    assert sampled_softmax(queries, targets, among(vectors, bias), negatives).item() == pytest.approx(wanted, abs=0.05)
 
 
 @settings(max_examples=30, deadline=None)
@@ -200,3 +208,98 @@ def test_draws_are_a_function_of_the_generator() -> None:
     one, same, other = (sampler.draw(targets, np.random.default_rng(seed)).rows.tolist() for seed in (1, 1, 2))
     assert one == same != other
     assert one[-2:] == [1, 2]
+
+
+# Each target against negatives of its own.
+
+
+def sigmoid(x: np.ndarray | float) -> np.ndarray | float:
+    return 1 / (1 + np.exp(-np.asarray(x)))
+
+
+def ranking_by_hand(
+    name: str,
+    queries: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    vectors: Tensor,
+    bias: Tensor | None,
+    delta: float,
+    weight: float,
+) -> float:
+    q, v, b = arrays(queries, vectors, bias)
+    total = 0.0
+    for query, target, own in zip(q, targets.tolist(), negatives.tolist(), strict=True):
+        p = query / np.sqrt((query**2).sum())
+        y = p @ v[target] + b[target]
+        others = [p @ v[row] + b[row] for row in own if row not in (0, target)]
+        if name == "nce":
+            total -= np.log(sigmoid(y))
+        if not others:
+            continue
+        terms = {
+            "nce": lambda n, y=y: -weight * np.log(sigmoid(-n)),
+            "bpr": lambda n, y=y: -np.log(sigmoid(y - n)),
+            "bpr_sigmoid": lambda n, y=y: -np.log(sigmoid(sigmoid(y) - sigmoid(n))),
+            "hinge": lambda n, y=y: max(0, n - y + delta),
+            "hinge_sigmoid": lambda n, y=y: max(0, sigmoid(n) - sigmoid(y) + delta),
+            "hinge_logsigmoid": lambda n, y=y: max(0, np.log(sigmoid(n)) - np.log(sigmoid(y)) + delta),
+        }
+        total += sum(terms[name](n) for n in others) / len(others)
+    return total / len(q)
+
+
+def own_rows(seed: int, width: int = 4) -> Tensor:
+    """[TARGETS, width] rows, some 0, some the target's; the last target has none."""
+    rows = torch.randint(0, ITEMS + 1, (TARGETS, width), generator=torch.Generator().manual_seed(seed))
+    rows[0, 0] = drawn(seed)[1][0]
+    rows[-1] = 0
+    return rows
+
+
+@biased
+@pytest.mark.parametrize("name", RANKING)
+@pytest.mark.parametrize("seed", range(3))
+def test_ranking_losses_are_their_formulas(name: RankingLoss, seed: int, biased: bool) -> None:
+    queries, targets, vectors, bias = drawn(seed)
+    table, negatives = (vectors, bias if biased else None), own_rows(seed)
+    found = ranking_loss(name, queries, targets, negatives, among(*table), 0.3, 2.0)
+    expected = ranking_by_hand(name, queries, targets, negatives, *table, 0.3, 2.0)
+    assert found.item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", RANKING)
+def test_gradients_of_ranking_losses(name: RankingLoss) -> None:
+    queries, targets, vectors, bias = drawn(8)
+    negatives = own_rows(8)
+
+    def loss(q: Tensor, v: Tensor, b: Tensor) -> Tensor:
+        return ranking_loss(name, q, targets, negatives, among(v, b), 0.3, 2.0)
+
+    assert torch.autograd.gradcheck(loss, (queries, vectors, bias))
+
+
+def test_l2_is_the_squared_distance() -> None:
+    queries, targets, vectors, _ = drawn(1)
+    distances = [((q - vectors[t]) ** 2).sum().item() for q, t in zip(queries, targets, strict=True)]
+    assert l2(queries, targets, among(vectors, None)).item() == pytest.approx(np.mean(distances))
+    assert torch.autograd.gradcheck(lambda q, v: l2(q, targets, among(v, None)), (queries, vectors))
+
+
+@pytest.mark.parametrize("drawn_from", ["uniform", "popular", "in_batch"])
+def test_own_negatives_are_what_was_shown_or_else_drawn(drawn_from: str) -> None:
+    sampler = OwnNegatives(TRAIN_EVENTS, 3, drawn_from, 1.0)  # type: ignore[arg-type]
+    targets = torch.tensor([1, 4] * 200)
+    shown = torch.zeros(400, 5, dtype=torch.int64)
+    shown[::2, :2] = torch.tensor([7, 3])
+    rows = sampler.draw(targets, shown, np.random.default_rng(0))
+    assert rows.shape == (400, 3)
+    assert (rows[::2] == torch.tensor([7, 3, 0])).all()
+    found = np.bincount(rows[1::2].flatten(), minlength=ITEMS + 1) / 600
+    expected = {
+        "uniform": np.append(0, np.full(ITEMS, 1 / ITEMS)),
+        "popular": TRAIN_EVENTS / TRAIN_EVENTS.sum(),
+        "in_batch": np.array([0, 0.5, 0, 0, 0.5, 0, 0, 0]),
+    }[drawn_from]
+    np.testing.assert_allclose(found, expected, atol=0.08)
+    assert torch.equal(sampler.draw(targets, shown[:, :0], np.random.default_rng(0))[1::2], rows[1::2])

@@ -198,7 +198,7 @@ def test_segments_have_their_tables_and_pictures(page: Page, evaluations: list[E
 
 def test_pictures_say_what_they_show(page: Page) -> None:
     pictures = page.pictures()
-    assert len(pictures) == 2 + 3 + 2 * 4
+    assert len(pictures) == 2 + 3 + 2 * 6
     for alt, svg in pictures:
         shown = text_of(svg)
         assert alt.split(";")[0] in shown

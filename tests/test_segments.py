@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def bucket(value: float, edges: Sequence[float], names: Sequence[str]) -> str:
 def segments_by_hand(users: Sequence[User], part: str) -> dict[str, list[str]]:
     """For each way, the segment of each target, one event after another."""
     out: dict[str, list[str]] = {}
+    every = [event for _, *columns in users for event in zip(*columns, strict=True)]
+    trained = Counter(item for item, _, where in every if where == "train" and item <= ITEMS)
+    first = {item: min(time for other, time, _ in every if other == item) for item, _, _ in every}
     for _, items, times, parts in users:
         sessions, step, gap = 0, 0, -1.0
         for k, (item, time) in enumerate(zip(items, times, strict=True)):
@@ -35,6 +39,12 @@ def segments_by_hand(users: Sequence[User], part: str) -> dict[str, list[str]]:
                 "event of the session": bucket(step, [2, 3, 6, 11], ["first", "2nd", "3–5", "6–10", "11+"]),
                 "earlier sessions": bucket(sessions - 1, [1, 5, 20], ["0", "1–4", "5–19", "20+"]),
                 "item": "seen before" if item in items[:k] else "new to the user",
+                "train events of the item": bucket(trained[item], [1, 5, 50], ["none", "1–4", "5–49", "50+"]),
+                "age of the item": bucket(
+                    time - first[item],
+                    [HOUR, 6 * HOUR, 24 * HOUR, 168 * HOUR],
+                    ["< 1 h", "1–6 h", "6–24 h", "1–7 d", "≥ 7 d"],
+                ),
                 "gap before the session": bucket(
                     gap,
                     [0, 6 * HOUR, 24 * HOUR, 168 * HOUR],

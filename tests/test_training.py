@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import caches
-from hiertcn import checkpoint, training
+from hiertcn import checkpoint, objective, training
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import InputError, TrainingError
+from hiertcn.losses import RANKING
 from hiertcn.models import HierTCNConfig, LastItemsConfig, PopularityConfig
 from hiertcn.training import TrainConfig, train
 from runs import MODEL, SAMPLED, TRAIN, files_of, run_of, small_cache, state_of
@@ -42,12 +43,20 @@ ELSEWHERE = {
     "checkpoint_steps": "test_checkpoints_come_every_so_many_steps",
     "device": "test_a_device_that_is_not_there",
 }
+RANKED = {"loss": "hinge_logsigmoid", "own_negatives": 4}
 WEIGHTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"loss": "sampled_softmax"}),
     (SAMPLED, {"uniform_negatives": 6}),
     (SAMPLED, {"popular_negatives": 6}),
     (SAMPLED, {"popularity_alpha": 0.1}),
     (SAMPLED, {"in_batch_negatives": False}),
+    ({}, {"loss": "l2"}),
+    *(({"loss": "bpr"}, {"loss": name}) for name in RANKING if name != "bpr"),
+    (RANKED, {"own_negatives": 3}),
+    (RANKED, {"drawn": "uniform"}),
+    (RANKED, {"drawn": "in_batch"}),
+    (RANKED, {"delta": 0.5}),
+    ({"loss": "nce"}, {"nce_weight": 2.0}),
     ({}, {"rows": 5}),
     ({}, {"sessions": 5}),
     ({}, {"chunk": 4}),
@@ -213,13 +222,13 @@ def test_the_loss_in_the_history_falls(cache: Cache, tmp_path: Path) -> None:
 def poisoned(monkeypatch: pytest.MonkeyPatch, at: int, value: float) -> None:
     """The loss of the `at`-th step is multiplied by `value`."""
     calls = [0]
-    right = training.cross_entropy
+    right = objective.cross_entropy
 
     def wrong(*args: Any) -> Tensor:
         calls[0] += 1
         return right(*args) * (value if calls[0] == at else 1.0)
 
-    monkeypatch.setattr(training, "cross_entropy", wrong)
+    monkeypatch.setattr(objective, "cross_entropy", wrong)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -15,8 +15,6 @@ from __future__ import annotations
 __all__ = [
     "Listed",
     "Run",
-    "check_weights",
-    "outline",
     "read_manifest",
     "read_tensors",
     "state_history",
@@ -27,12 +25,12 @@ __all__ = [
 
 import hashlib
 import json
+import os
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import torch
@@ -40,15 +38,16 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
 from hiertcn import __version__
 from hiertcn.catalog import Catalog
 from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.files import ASIDE, digest_of, write_text, written_aside
-from hiertcn.models import CONFIGS, Model, ModelConfig, build
+from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel
+from hiertcn.models.items import GivenItems
+from hiertcn.models.outline import check_weights, outline
+from hiertcn.vectors import Vectors, open_vectors
 
 FORMAT = 1
 _NAME = "manifest.json"
@@ -80,6 +79,7 @@ class _Manifest(BaseModel, strict=True):
     model: _Named
     catalog: _Catalog
     weights: Listed
+    vectors: Listed | None
     cache: _Origin
     session_gap: Annotated[Positive, Field(allow_inf_nan=False)]
     max_session_events: Count
@@ -171,8 +171,16 @@ def read_manifest(path: Path, shape: type[BaseModel]) -> dict[str, Any]:
     return found
 
 
-def write_run(folder: Path, model: Model, config: ModelConfig, catalog: Catalog, facts: dict[str, Any]) -> None:
-    """Make `model` the model of the directory, with `facts` (train config, cache, metrics) in its manifest."""
+def write_run(
+    folder: Path,
+    model: Model,
+    config: ModelConfig,
+    catalog: Catalog,
+    facts: dict[str, Any],
+    vectors: Path | None = None,
+) -> None:
+    """Make `model` the model of the directory, with `facts` (train config, cache, metrics) in its manifest, and the
+    table of its items' own vectors, if it uses them."""
     catalog_path = folder / "catalog.arrow"
     with written_aside(catalog_path) as aside:
         catalog.items.write_ipc(aside, compat_level=pl.CompatLevel.oldest())
@@ -187,10 +195,24 @@ def write_run(folder: Path, model: Model, config: ModelConfig, catalog: Catalog,
             "bytes": catalog_path.stat().st_size,
         },
         "weights": weights,
+        "vectors": None if vectors is None else _linked(vectors, folder),
         **facts,
     }
     write_manifest(folder / _NAME, manifest)
     drop_others(folder, "model", weights["file"])
+
+
+def _linked(table: Path, folder: Path) -> dict[str, Any]:
+    """The same table in `folder`: another name of the file where the disk allows it, else a copy."""
+    digest = digest_of(table)
+    path = folder / f"vectors-{digest[:12]}.npy"
+    if not path.exists():
+        with written_aside(path) as aside:
+            try:
+                os.link(table, aside)
+            except OSError:
+                shutil.copyfile(table, aside)
+    return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
 def drop_others(folder: Path, stem: str, kept: str) -> None:
@@ -240,6 +262,12 @@ class Run:
         return catalog
 
     @cached_property
+    def vectors(self) -> Vectors | None:
+        """[items + 1, G]: the vectors that items came with, if the model uses them; memory-mapped."""
+        stated = self.manifest["vectors"]
+        return None if stated is None else open_vectors(checked(self.path, stated), self.catalog.size + 1)
+
+    @cached_property
     def model(self) -> Model:
         """The model with its best weights, in eval mode, on the CPU."""
         stated = dict(self.manifest["model"])
@@ -247,12 +275,14 @@ class Run:
         if name not in CONFIGS:
             raise ArtifactError(f"{self.path} holds a model {name[:80]!r}, which hiertcn {__version__} does not know.")
         try:
-            model = outline(CONFIGS[name](**stated), self.catalog.train_events)
+            model = outline(CONFIGS[name](**stated), self.catalog.train_events, self.vectors)
         except InputError as error:
             raise ArtifactError(f"{self.path} states a model that can't be: {error}") from error
         weights = read_tensors(self.path, self.manifest["weights"])
         check_weights(model, weights, self.path)
         model.to_empty(device="cpu").load_state_dict(weights)
+        if isinstance(model, VectorModel) and isinstance(model.items, GivenItems):
+            model.items.given = torch.from_numpy(self.vectors)
         return model.eval()
 
 
@@ -270,38 +300,3 @@ def _read_items(path: Path) -> pl.DataFrame:
     if found not in (expected, {**expected, "item_id": "Int64"}) or items["train_events"].null_count():
         raise ArtifactError(f"{path} has the columns {found}, expected {expected}. Train the model again.")
     return items
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves new weights without values."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (init.normal_, init.uniform_, init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_):
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def outline(config: ModelConfig, train_events: npt.NDArray[np.int64]) -> Model:
-    """The model that `build` gives, with names and shapes, but without memory or values.
-
-    Raises InputError for sizes that no memory can have.
-    """
-    try:
-        with torch.device("meta"), _Unfilled():
-            return build(config, train_events, seed=0)
-    except RuntimeError as error:
-        raise InputError(f"The model is too large for any machine ({error}). Make its sizes smaller.") from error
-
-
-def check_weights(model: Model, tensors: dict[str, Tensor], where: Path) -> None:
-    """Raises ArtifactError unless `tensors` have the names, shapes and types of the model's, and finite values."""
-    expected = model.state_dict()
-    odd = sorted(set(expected) ^ set(tensors)) or [
-        name
-        for name, tensor in tensors.items()
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype
-    ]
-    if odd:
-        raise ArtifactError(f"{where}: the weights {odd[:5]} are not those of the model its manifest states.")
-    if wild := [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
-        raise ArtifactError(f"{where}: the weights {wild[:5]} hold NaN or infinite values. Train the model again.")

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.cache import Cache
+from hiertcn.impressions import MOST
 from hiertcn.ragged import SessionBatch, pack_sessions
 from hiertcn.streams import Ints, Stream
 
@@ -54,6 +55,7 @@ class SessionBatches:
         users: float = 1.0,
     ) -> None:
         self._cache, self._part, self._item_rows = cache, part, item_rows
+        self._impressions = "events_with_impressions" in cache.manifest.parts[part]
         self.rows, self._sessions, self._chunk = rows, sessions, chunk
         self._shuffle, self._seed = shuffle, seed
         self._streams: OrderedDict[int, tuple[Stream, Ints]] = OrderedDict()
@@ -170,7 +172,17 @@ class SessionBatches:
             "positions": stream.positions[target] + np.repeat(shift, high - low),
             "targets": stream.targets[target],
             "events": stream.events[target] + self._first_event[shard],
+            "shown": self._shown(stream, target),
         }
+
+    def _shown(self, stream: Stream, target: Ints) -> Ints:
+        """[t, MOST] item rows that were shown at targets, 0 behind the last; no column where a cache has none."""
+        if not self._impressions:
+            return np.empty((len(target), 0), dtype=np.int64)
+        begins, counts = stream.shown_begins[target], stream.shown_counts[target]
+        shown = np.zeros((len(target), MOST), dtype=np.int64)
+        shown[np.arange(MOST) < counts[:, None]] = stream.shown[_ranges(begins, begins + counts)]
+        return shown
 
 
 def _ranges(begins: Ints, ends: Ints) -> Ints:

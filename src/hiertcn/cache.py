@@ -14,7 +14,7 @@ __all__ = ["FORMAT", "Cache", "Manifest", "Shard", "write_cache"]
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,10 @@ from hiertcn.catalog import Catalog
 from hiertcn.errors import ArtifactError
 from hiertcn.files import digest_of, write_folder
 from hiertcn.sessions import PARTS, Sessions
+from hiertcn.vectors import Vectors, open_vectors
 
 FORMAT = 1
+VECTORS = "vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Manifest:
     parts: dict[str, dict[str, int]] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)
     shards: list[dict[str, Any]] = field(default_factory=list)
+    vectors: dict[str, Any] | None = None
     catalog_digest: str = ""
     fingerprint: str = ""
     format: int = FORMAT
@@ -77,12 +80,17 @@ class Shard:
     def sessions(self) -> Sessions:
         lengths = self._values("session_lengths")
         per_user = self._table.column("session_lengths").chunk(0).value_lengths().to_numpy()
+        shown: tuple[Any, ...] = ()
+        if "shown" in self._table.column_names:
+            counts = self._values("shown_counts")
+            shown = self._values("shown"), np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         return Sessions(
             items=self._values("items"),
             times=self._values("times"),
             parts=self._values("parts"),
             session_offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             user_offsets=np.concatenate([[0], np.cumsum(per_user, dtype=np.int64)]),
+            **dict(zip(("shown", "shown_offsets"), shown, strict=False)),
         )
 
 
@@ -118,11 +126,10 @@ class Cache:
 
     def _files(self) -> list[tuple[str, int, str]]:
         try:
-            listed = [(str(s["file"]), int(s["bytes"]), str(s["sha256"])) for s in self.manifest.shards]
+            files = [*self.manifest.shards, *([self.manifest.vectors] if self.manifest.vectors else [])]
+            listed = [(str(s["file"]), int(s["bytes"]), str(s["sha256"])) for s in files]
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(
-                f"{self.path}/manifest.json lists its shards wrongly. Prepare the log again."
-            ) from error
+            raise ArtifactError(f"{self.path}/manifest.json lists its files wrongly. Prepare the log again.") from error
         if any(Path(name).name != name for name, _, _ in listed):
             raise ArtifactError(f"{self.path}/manifest.json names a file outside the cache. Prepare the log again.")
         return listed
@@ -143,6 +150,12 @@ class Cache:
         if not path.is_file() or digest_of(path) != self.manifest.catalog_digest:
             raise ArtifactError(f"{path} does not have the SHA-256 its manifest states. Prepare the log again.")
         return Catalog(pl.read_ipc(path), self.manifest.items)
+
+    @cached_property
+    def vectors(self) -> Vectors | None:
+        """[items + 1, D]: the vectors that items came with, if they did; memory-mapped, row 0 zero."""
+        stated = self.manifest.vectors
+        return None if stated is None else open_vectors(self.path / stated["file"], self.manifest.items + 1)
 
     @property
     def bytes(self) -> int:
@@ -183,11 +196,16 @@ def _lists(values: npt.NDArray[Any], offsets: npt.NDArray[np.int64]) -> pa.ListA
 
 
 def write_cache(
-    path: Path, manifest: Manifest, catalog: Catalog, shards: Iterable[tuple[pl.Series, Sessions]]
+    path: Path,
+    manifest: Manifest,
+    catalog: Catalog,
+    shards: Iterable[tuple[pl.Series, Sessions]],
+    write_vectors: Callable[[Path], None] | None = None,
 ) -> Cache:
     """Write users (ids, sessions) shard by shard, then the catalog and the manifest; visible only when whole.
 
-    `manifest` comes with what the caller knows; counts, digests and the list of shards are filled in here.
+    `write_vectors` writes the table of the items' vectors to the path it is given. `manifest` comes with what the
+    caller knows; counts, digests and the list of shards are filled in here.
     Raises StorageError when the disk refuses.
     """
     with write_folder(path) as folder:
@@ -196,23 +214,20 @@ def write_cache(
         for number, (user_ids, sessions) in enumerate(shards):
             name = f"shard-{number:05d}.arrow"
             events = sessions.event_offsets
-            table = pa.table(
-                {
-                    "user_id": user_ids.to_arrow(),
-                    "session_lengths": _lists(
-                        np.diff(sessions.session_offsets).astype(np.int32), sessions.user_offsets
-                    ),
-                    "items": _lists(sessions.items, events),
-                    "times": _lists(sessions.times, events),
-                    "parts": _lists(sessions.parts, events),
-                }
-            )
-            _write_table(folder / name, table)
+            columns = {
+                "user_id": user_ids.to_arrow(),
+                "session_lengths": _lists(np.diff(sessions.session_offsets).astype(np.int32), sessions.user_offsets),
+                "items": _lists(sessions.items, events),
+                "times": _lists(sessions.times, events),
+                "parts": _lists(sessions.parts, events),
+            }
+            if (offsets := sessions.shown_offsets) is not None:
+                columns["shown_counts"] = _lists(np.diff(offsets).astype(np.uint8), events)
+                columns["shown"] = _lists(sessions.shown, offsets[events])
+            _write_table(folder / name, pa.table(columns))
             listed.append(
                 {
-                    "file": name,
-                    "bytes": (folder / name).stat().st_size,
-                    "sha256": digest_of(folder / name),
+                    **_listed(folder / name),
                     "users": len(user_ids),
                     "sessions": len(sessions.session_offsets) - 1,
                     "events": len(sessions.items),
@@ -223,7 +238,11 @@ def write_cache(
                 parts[part] = {key: before[key] + value for key, value in counts.items()}
         _write_table(folder / "catalog.arrow", catalog.items.to_arrow())
         catalog_digest = digest_of(folder / "catalog.arrow")
-        fingerprint = hashlib.sha256("".join([catalog_digest, *(s["sha256"] for s in listed)]).encode()).hexdigest()
+        files = list(listed)
+        if write_vectors is not None:
+            write_vectors(folder / VECTORS)
+            files.append(_listed(folder / VECTORS))
+        fingerprint = hashlib.sha256("".join([catalog_digest, *(s["sha256"] for s in files)]).encode()).hexdigest()
         whole = {
             **asdict(manifest),
             "users": sum(s["users"] for s in listed),
@@ -233,11 +252,16 @@ def write_cache(
             "outside_items": catalog.items.height - catalog.size,
             "parts": parts,
             "shards": listed,
+            "vectors": files[-1] if write_vectors is not None else None,
             "catalog_digest": catalog_digest,
             "fingerprint": fingerprint,
         }
         (folder / "manifest.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
     return Cache(path)
+
+
+def _listed(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest_of(path)}
 
 
 def _count_parts(sessions: Sessions, catalog_size: int) -> dict[str, dict[str, int]]:
@@ -251,4 +275,6 @@ def _count_parts(sessions: Sessions, catalog_size: int) -> dict[str, dict[str, i
             "users": len(np.unique(owner[mine])),
             "outside_events": int((sessions.items[mine] > catalog_size).sum()),
         }
+        if sessions.shown_offsets is not None:
+            counts[part]["events_with_impressions"] = int((np.diff(sessions.shown_offsets)[mine] > 0).sum())
     return counts

@@ -18,6 +18,18 @@ from hiertcn.cache import Cache
 from hiertcn.columns import Columns
 from hiertcn.errors import HiertcnError, InputError
 from hiertcn.files import write_text, written_aside
+from hiertcn.flags import (
+    Column,
+    Header,
+    Json,
+    OtherCache,
+    RunFolder,
+    Separator,
+    SessionColumn,
+    TimeUnit,
+    Zone,
+    within,
+)
 from hiertcn.inspection import describe, inspection
 from hiertcn.preparation import prepare as prepare_log
 from hiertcn.synth import SimulationConfig
@@ -33,25 +45,6 @@ app = typer.Typer(
 )
 _console = Console(stderr=True)
 _EXTRAS = ("torch", "tensorboard", "matplotlib", "jinja2")
-
-
-def _in(panel: str, text: str | None = None, default: str | bool = True) -> Any:
-    """An option in a panel of the help."""
-    return typer.Option(help=text, show_default=default, rich_help_panel=panel)
-
-
-Column = Annotated[str | None, _in("Columns")]
-SessionColumn = Annotated[str | None, _in("Columns", "Sessions begin where this changes.")]
-Header = Annotated[bool | None, typer.Option("--header/--no-header", rich_help_panel="Reading")]
-Separator = Annotated[str | None, _in("Reading", default="found")]
-TimeUnit = Annotated[str | None, _in("Reading", "s, ms, us or ns.", "found")]
-Zone = Annotated[str | None, _in("Reading", "Zone of times that have none.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A model directory, from `hiertcn train`.")]
-OtherCache = Annotated[
-    Path | None,
-    typer.Option("--cache", help="Another prepared log; items are matched by id.", show_default="the run's"),
-]
 
 
 def _say(text: str) -> None:
@@ -79,42 +72,54 @@ def prepare(
     ],
     out: Annotated[Path, typer.Option(help="The cache to write.")],
     preset: Annotated[str | None, typer.Option(help="Options of a known public set.")] = None,
-    catalog: Annotated[Path | None, typer.Option(help="Items for people: id, title, link (Parquet or CSV).")] = None,
+    catalog: Annotated[Path | None, within("Items", "Their ids, titles, links, vectors (Parquet or CSV).")] = None,
+    vectors: Annotated[
+        Path | None, within("Items", "Vectors, a row for each line of --catalog (.npy, .safetensors).")
+    ] = None,
+    vector_column: Annotated[str | None, within("Items", "Of --catalog; found by usual names.")] = None,
+    impressions: Annotated[
+        Path | None, within("Impressions", "What was shown when an item was picked, a file.")
+    ] = None,
+    impression_columns: Annotated[str | None, within("Impressions", "user=A,item=B,time=C,shown=D", "found")] = None,
+    impression_window: Annotated[float | None, within("Impressions", "Most seconds from view to event.", "600")] = None,
+    impression_column: Annotated[str | None, within("Impressions", "Of the log itself, a list.")] = None,
     user_column: Column = None,
     item_column: Column = None,
     time_column: Column = None,
     session_column: SessionColumn = None,
     type_column: Column = None,
-    offset_column: Annotated[str | None, _in("Columns", "Milliseconds to add to the time.")] = None,
+    offset_column: Annotated[str | None, within("Columns", "Milliseconds to add to the time.")] = None,
     session_gap: Annotated[
         float | None, typer.Option(help="Seconds; a gap of at least this begins a session.", show_default="1800")
     ] = None,
     max_session_events: Annotated[
         int | None, typer.Option(help="A session of more is cut after every so many.", show_default="1000")
     ] = None,
-    drop_types: Annotated[str | None, _in("Filters", "Event types to leave out, a,b,c.")] = None,
-    min_item_events: Annotated[int | None, _in("Filters", default="1")] = None,
-    min_user_events: Annotated[int | None, _in("Filters", default="2")] = None,
-    max_user_events: Annotated[int | None, _in("Filters", "Users with more are left out.")] = None,
-    cap_user_events: Annotated[int | None, _in("Filters", "Of users with more, the last are kept.", "100000")] = None,
+    drop_types: Annotated[str | None, within("Filters", "Event types to leave out, a,b,c.")] = None,
+    min_item_events: Annotated[int | None, within("Filters", default="1")] = None,
+    min_user_events: Annotated[int | None, within("Filters", default="2")] = None,
+    max_user_events: Annotated[int | None, within("Filters", "Users with more are left out.")] = None,
+    cap_user_events: Annotated[
+        int | None, within("Filters", "Of users with more, the last are kept.", "100000")
+    ] = None,
     keep_duplicates: Annotated[bool | None, typer.Option("--keep-duplicates", rich_help_panel="Filters")] = None,
     unknown_items: Annotated[
-        str | None, _in("Filters", "Items not in --catalog: train, drop or error.", "train")
+        str | None, within("Filters", "Items not in --catalog: train, drop or error.", "train; drop with vectors")
     ] = None,
-    split: Annotated[str | None, _in("Split", "time, users, last or column:NAME.", "last")] = None,
-    fractions: Annotated[str | None, _in("Split", "Train, valid, test.", "0.8,0.1,0.1")] = None,
-    cuts: Annotated[str | None, _in("Split", "Two times, A,B, where valid and test begin.")] = None,
-    seed: Annotated[int | None, _in("Split", "Of the split by users.", "0")] = None,
+    split: Annotated[str | None, within("Split", "time, users, last or column:NAME.", "last")] = None,
+    fractions: Annotated[str | None, within("Split", "Train, valid, test.", "0.8,0.1,0.1")] = None,
+    cuts: Annotated[str | None, within("Split", "Two times, A,B, where valid and test begin.")] = None,
+    seed: Annotated[int | None, within("Split", "Of the split by users.", "0")] = None,
     header: Header = None,
     separator: Separator = None,
     time_unit: TimeUnit = None,
     tz: Zone = None,
-    max_bad_rows: Annotated[float | None, _in("Reading", "Share of rows.", "0.001")] = None,
+    max_bad_rows: Annotated[float | None, within("Reading", "Share of rows.", "0.001")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a cache at --out.")] = False,
 ) -> None:
     """Prepare a log of who, what, when: filter, split, cut into sessions, write a cache."""
-    options = {k: v for k, v in locals().items() if k not in ("log", "out", "preset", "catalog", "overwrite")}
-    prepare_log(log, out, catalog=catalog, preset=preset, overwrite=overwrite, report=_say, **options)
+    options = {k: v for k, v in locals().items() if k not in ("log", "out", "overwrite")}
+    prepare_log(log, out, overwrite=overwrite, report=_say, **options)
 
 
 @app.command(epilog="Example: hiertcn inspect cache --json")
@@ -172,6 +177,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     cache: OtherCache = None,
     model: Annotated[str | None, typer.Option(help="Rank by popularity or last_items instead.")] = None,
+    candidates: Annotated[str, typer.Option(help="all, impressions, or random:N.")] = "all",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics and segments.")
     ] = None,
@@ -180,10 +186,12 @@ def evaluate(
     ] = None,
 ) -> None:
     """Rank every target among the whole catalog; metrics per event and per user, with intervals, and by segment."""
-    from hiertcn.evaluation import TOP
+    from hiertcn.evaluation import TOP, read_candidates
     from hiertcn.evaluation import evaluate as evaluate_run
 
-    found = evaluate_run(run, cache, split, model=model, top=TOP if predictions else 0)
+    found = evaluate_run(
+        run, cache, split, model=model, candidates=read_candidates(candidates), top=TOP if predictions else 0
+    )
     typer.echo(found)
     typer.echo(found.segment_lines())
     if json_file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Columns"]
+__all__ = ["NEEDED", "Columns", "ViewColumns"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -77,6 +77,20 @@ class Columns:
 
     def named(self) -> dict[str, str]:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
+
+@dataclass(frozen=True)
+class ViewColumns:
+    """Which column of a file of impressions is what; None: found among well-known names.
+
+    item:  what was picked: an item or a list of them. Without it, what `shown` marks: "a-1 b-0" (MIND)
+    shown: a list of items, or a text of them with spaces between
+    """
+
+    user: str | None = None
+    item: str | None = None
+    time: str | None = None
+    shown: str | None = None
 
 
 def _plain(name: str) -> str:

@@ -6,13 +6,10 @@ __all__ = ["check_memory"]
 
 from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import psutil
 
-from hiertcn.artifact import outline
 from hiertcn.errors import InputError
-from hiertcn.models import ModelConfig
+from hiertcn.models import Model
 
 _FLOAT = 4
 # Weights, their gradient and Adam's two moments.
@@ -26,8 +23,7 @@ _READ = 48
 
 
 def check_memory(
-    model: ModelConfig,
-    train_events: npt.NDArray[np.int64],
+    model: Model,
     *,
     positions: int,
     scores: int,
@@ -37,17 +33,17 @@ def check_memory(
 ) -> None:
     """Say what training needs at most; nothing of it is taken yet.
 
-    train_events:      [items + 1], as in `build`
+    model:             its sizes are all that is read
     positions, scores: of a batch
     read:              events that the generator holds at a time
 
     Raises InputError if it is above what is free and `allow` is off.
     """
-    parameters = list(outline(model, train_events).parameters())
+    parameters = list(model.parameters())
     weights = sum(p.numel() for p in parameters)
     # Tables are looked up, all others multiply something at every position. A table and a softmax head have a row for
     # each item; what the head gives are the scores.
-    width = sum(p.numel() // p.shape[-1] for p in parameters if p.ndim > 1 and len(p) != len(train_events))
+    width = sum(p.numel() // p.shape[-1] for p in parameters if p.ndim > 1 and len(p) != model.items_in_catalog + 1)
     batch = scores * _SCORES + positions * width * _ACTIVATIONS
     needed = _FLOAT * (weights * _COPIES + batch) + read * _READ
     free = psutil.virtual_memory().available

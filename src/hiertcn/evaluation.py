@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Evaluation", "Targets", "evaluate", "evaluate_model", "simple_model"]
+__all__ = ["Evaluation", "evaluate", "evaluate_model", "read_candidates", "simple_model"]
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,71 +20,15 @@ from hiertcn.errors import InputError, nearest
 from hiertcn.events import as_logged
 from hiertcn.files import written_aside
 from hiertcn.metrics import Table, measure
-from hiertcn.models import CONFIGS, Model, build, trainable
+from hiertcn.models import CONFIGS, Model, ModelConfig, VectorConfig, build, trainable
 from hiertcn.quarantine import shown
-from hiertcn.ranking import Ranks, rank, ranking_batches
-from hiertcn.sessions import PARTS, SECOND, Sessions
-from hiertcn.streams import Ints, known_rows
+from hiertcn.ranking import Candidates, Ranks, rank, ranking_batches
+from hiertcn.sessions import PARTS
+from hiertcn.streams import known_rows
+from hiertcn.targets import SEGMENTS, Targets
+from hiertcn.vectors import Vectors
 
 TOP = 20
-_GAPS = (0, 6 * 3600, 24 * 3600, 168 * 3600)
-SEGMENTS = {
-    "event of the session": ("first", "2nd", "3–5", "6–10", "11+"),
-    "earlier sessions": ("0", "1–4", "5–19", "20+"),
-    "item": ("new to the user", "seen before"),
-    "gap before the session": ("no earlier session", "< 6 h", "6–24 h", "1–7 d", "≥ 7 d"),
-}
-"""For each way to divide targets, its segments in a natural order."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What is known of T target events, apart from any model; each int64 [T] unless said.
-
-    user: place of the user in the cache     step: place in the session, from 1
-    earlier_sessions: of the user            seen: bool, whether the user had the item before
-    gap: float64, seconds from the user's previous event to the session's first; NaN in the first session
-    """
-
-    user: Ints
-    step: Ints
-    earlier_sessions: Ints
-    seen: npt.NDArray[np.bool_]
-    gap: npt.NDArray[np.float64]
-
-    @classmethod
-    def of(cls, cache: Cache, events: Ints) -> Targets:
-        """Of the events at `events` [T], ascending places in the cache."""
-        pieces, first_event, first_user = [], 0, 0
-        for index in range(len(cache)):
-            sessions = cache.shard(index).sessions
-            mine = events[(events >= first_event) & (events < first_event + len(sessions.items))] - first_event
-            pieces.append(_describe(sessions, mine, first_user))
-            first_event += len(sessions.items)
-            first_user += len(sessions.user_offsets) - 1
-        return cls(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
-
-    def segments(self) -> dict[str, npt.NDArray[np.str_]]:
-        """For each way to divide targets, the segment [T] of each."""
-        places = {
-            "event of the session": np.searchsorted([2, 3, 6, 11], self.step, side="right"),
-            "earlier sessions": np.searchsorted([1, 5, 20], self.earlier_sessions, side="right"),
-            "item": self.seen.astype(np.int64),
-            "gap before the session": np.searchsorted(_GAPS, np.nan_to_num(self.gap, nan=-1.0), side="right"),
-        }
-        return {way: np.array(names)[places[way]] for way, names in SEGMENTS.items()}
-
-
-def _describe(sessions: Sessions, events: Ints, first_user: int) -> tuple[npt.NDArray[Any], ...]:
-    session = np.searchsorted(sessions.session_offsets, events, side="right") - 1
-    user = np.searchsorted(sessions.user_offsets, session, side="right") - 1
-    begin = sessions.session_offsets[session]
-    earlier = session - sessions.user_offsets[user]
-    gap = np.where(earlier > 0, (sessions.times[begin] - sessions.times[np.maximum(begin - 1, 0)]) / SECOND, np.nan)
-    owner = np.repeat(np.arange(len(sessions.user_offsets) - 1), np.diff(sessions.event_offsets))
-    pairs = owner * (int(sessions.items.max(initial=0)) + 1) + sessions.items
-    _, first, index = np.unique(pairs, return_index=True, return_inverse=True)
-    return user + first_user, events - begin + 1, earlier, first[index[events]] < events, gap
 
 
 @dataclass(frozen=True)
@@ -105,7 +49,10 @@ class Evaluation:
 
     @cached_property
     def table(self) -> Table:
-        return measure(self.ranks.ranks[self.ranked], self.targets.user[self.ranked], self.catalog.size)
+        return self._measured(self.ranked)
+
+    def _measured(self, which: npt.NDArray[np.bool_], **options: int) -> Table:
+        return measure(self.ranks.ranks[which], self.targets.user[which], self.ranks.among[which], **options)
 
     @cached_property
     def segments(self) -> dict[str, dict[str, Table]]:
@@ -113,15 +60,7 @@ class Evaluation:
         out: dict[str, dict[str, Table]] = {}
         for way, names in self.targets.segments().items():
             found = [name for name in SEGMENTS[way] if (self.ranked & (names == name)).any()]
-            out[way] = {
-                name: measure(
-                    self.ranks.ranks[self.ranked & (names == name)],
-                    self.targets.user[self.ranked & (names == name)],
-                    self.catalog.size,
-                    resamples=200,
-                )
-                for name in found
-            }
+            out[way] = {name: self._measured(self.ranked & (names == name), resamples=200) for name in found}
         return out
 
     def as_json(self) -> dict[str, Any]:
@@ -130,7 +69,7 @@ class Evaluation:
             "model": self.name,
             "part": self.part,
             "split": self.cache.manifest.split,
-            "candidates": self.catalog.size,
+            "candidates": float(self.ranks.among[self.ranked].mean()),
             "targets": len(self.ranks.ranks),
             "targets_outside_the_catalog": int((~self.ranked).sum()),
             "metrics": asdict(self.table),
@@ -175,7 +114,8 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [
             f"{self.name} on {self.part}: {self.table.targets} targets of {self.table.users} users ranked among "
-            f"{self.catalog.size} items; {int((~self.ranked).sum())} targets on items outside the catalog",
+            f"{self._among()} items; {int((~self.ranked).sum())} targets on items outside the catalog"
+            f"{'' if self._whole else ', or with nothing to be ranked among'}",
             f"{'':22}{'per event':>10}  {'95% interval':18}{'per user':>10}  {'95% interval':18}",
         ]
         for name in self.table.event:
@@ -189,6 +129,13 @@ class Evaluation:
             lines.append(f"{name:22}{''.join(cells)}")
         return "\n".join(lines)
 
+    @property
+    def _whole(self) -> bool:
+        return bool((self.ranks.among == self.catalog.size).all())
+
+    def _among(self) -> str:
+        return str(self.catalog.size) if self._whole else f"{self.ranks.among[self.ranked].mean():.1f} (mean)"
+
     def segment_lines(self) -> str:
         """Recall@10 and MRR per event of each segment, as lines for a person."""
         lines = [f"{'segment':44}{'targets':>9}{'recall@10':>11}{'mrr':>9}"]
@@ -201,7 +148,16 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: Model, catalog: Catalog, cache: Cache, part: str, *, top: int = 0, users: float = 1.0, name: str = ""
+    model: Model,
+    catalog: Catalog,
+    cache: Cache,
+    part: str,
+    *,
+    candidates: Candidates = "all",
+    top: int = 0,
+    users: float = 1.0,
+    seed: int = 0,
+    name: str = "",
 ) -> Evaluation:
     """Rank the events of `part` ("valid" or "test") with a model over `catalog`, the state rolled through all before.
 
@@ -217,7 +173,12 @@ def evaluate_model(
             f"The {part} part of {cache.path} holds no event, so there is nothing to evaluate. "
             "Prepare the log with another --split or other fractions."
         )
-    ranks = rank(model, batches, batches.rows, top=top)
+    if candidates == "impressions" and not cache.manifest.parts[part].get("events_with_impressions"):
+        raise InputError(
+            f"No {part} event of {cache.path} has impressions. Prepare the log with --impressions, or rank among other "
+            "candidates."
+        )
+    ranks = rank(model, batches, batches.rows, candidates=candidates, top=top, seed=seed)
     if np.isnan(ranks.ranks).all():
         raise InputError(
             f"None of the {batches.targets} {part} targets of {cache.path} is on one of the {catalog.size} items "
@@ -233,7 +194,9 @@ def evaluate(
     split: str = "test",
     *,
     model: str | None = None,
+    candidates: Candidates = "all",
     top: int = 0,
+    seed: int = 0,
 ) -> Evaluation:
     """Evaluate a trained model on one part of a prepared log.
 
@@ -241,7 +204,9 @@ def evaluate(
     cache: the prepared log; None is the one the model was trained on. Items of another log are matched by id
     split: the part, "valid" or "test"
     model: "popularity" or "last_items" ranks the same targets by that instead, over the run's catalog
-    top:   how many of the items ranked first to keep for each target
+    candidates: "all" of the catalog; "impressions": what was shown beside the target; or a number, so many items drawn
+           for each target under `seed`
+    top:   how many of the items ranked first to keep for each target, of "all"
 
     Raises InputError or ArtifactError if one of them is not what it should be, or the log that the model was trained on
     has been prepared anew: its test part might hold what was trained on.
@@ -256,16 +221,36 @@ def evaluate(
             "on any other log."
         )
     cache.verify()
-    ranker, name = (run.model, run.name) if model is None else (simple_model(model, run.catalog), model)
-    return evaluate_model(ranker, run.catalog, cache, split, top=top, name=name)
+    ranker, name = (run.model, run.name) if model is None else (simple_model(model, run.catalog, run.vectors), model)
+    return evaluate_model(ranker, run.catalog, cache, split, candidates=candidates, top=top, seed=seed, name=name)
 
 
-def simple_model(name: str, catalog: Catalog) -> Model:
-    """A model that needs no training. Raises InputError for the name of one that does."""
-    simple = [known for known, config in CONFIGS.items() if not trainable(config)]
+def read_candidates(text: str) -> Candidates:
+    """ "all", "impressions", or the number of "random:N". Raises InputError for anything else."""
+    if text in ("all", "impressions"):
+        return "all" if text == "all" else "impressions"
+    number = text.removeprefix("random:")
+    if number == text or not number.isdecimal() or not 0 < int(number) <= 1_000_000:
+        raise InputError(
+            f"Candidates {shown(text)} are none; expected all, impressions, or random:N, such as random:100."
+        )
+    return int(number)
+
+
+def _untrained(config: type[ModelConfig], vectors: Vectors | None) -> ModelConfig:
+    return config(vectors="fixed") if vectors is not None and issubclass(config, VectorConfig) else config()
+
+
+def simple_model(name: str, catalog: Catalog, vectors: Vectors | None = None) -> Model:
+    """A model that needs no training; with `vectors` of the items, those that average them, too.
+
+    Raises InputError for the name of one that does.
+    """
+    configs = {known: _untrained(config, vectors) for known, config in CONFIGS.items()}
+    simple = [known for known, config in configs.items() if not trainable(config)]
     if name not in simple:
         raise InputError(
             f"{name!r} is not a model that can be evaluated without training{nearest(name, simple)}; "
             f"those are {', '.join(simple)}. Train the others with `hiertcn train --preset`."
         )
-    return build(CONFIGS[name](), catalog.train_events, seed=0)
+    return build(configs[name], catalog.train_events, 0, vectors)

@@ -39,7 +39,9 @@ def inspection(cache: Cache) -> dict[str, Any]:
         "session_column": manifest.sources.get("columns", {}).get("session"),
         "split": manifest.split,
         "parts": manifest.parts,
-        "vectors": None,
+        "vectors": None
+        if cache.vectors is None
+        else {"dim": cache.vectors.shape[1], "dtype": str(cache.vectors.dtype)},
         "shards": len(cache),
         "bytes": cache.bytes,
         "waterfall": manifest.waterfall,
@@ -83,7 +85,8 @@ def describe(found: dict[str, Any]) -> str:
             f"    {part:6} {counts['events']:>12,} events of {counts['users']:,} users, "
             f"{counts['outside_events']:,} on items outside the catalog"
         )
-    lines.append("  item vectors: none, they are learned")
+    given = found["vectors"]
+    lines.append(f"  item vectors: {'none, they are learned' if given is None else '{dim} × {dtype}'.format(**given)}")
     lines.append(
         f"  {found['shards']} shard(s), {found['bytes'] / 1e6:,.1f} MB; fingerprint {found['fingerprint'][:16]}"
     )

@@ -1,10 +1,11 @@
-"""The list of items that a person gives beside the log: ids, with titles and links for people."""
+"""The list of items that a person gives beside the log: ids, with titles and links for people, and vectors."""
 
 from __future__ import annotations
 
-__all__ = ["read_items"]
+__all__ = ["ItemList", "read_items"]
 
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -12,6 +13,7 @@ from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import EXAMPLES, shown
 from hiertcn.sources import find_sources, unpacked
 from hiertcn.tables import Layout, open_table
+from hiertcn.vectors import GivenVectors, find_vector_column, read_vectors
 
 _KNOWN = {
     "item_id": ("item_id", "id", "item", "itemid", "article_id", "product_id", "movie_id", "movieid", "sku"),
@@ -20,11 +22,21 @@ _KNOWN = {
 }
 
 
-def read_items(path: str | Path, kind: pl.DataType) -> pl.DataFrame:
-    """A line an item: item_id (of `kind`, the type of the log's ids), title and link (strings, null if not given).
+class ItemList(NamedTuple):
+    """A line an item: item_id, title and link (strings, null if not given); and their vectors, line by line."""
 
-    Reads Parquet, CSV, TSV or JSON lines, with a header. Raises InputError for a list without ids, with an id missing
-    or twice, or with ids that the log's type can't hold.
+    items: pl.DataFrame
+    vectors: GivenVectors | None
+
+
+def read_items(
+    path: str | Path, kind: pl.DataType, vectors: str | Path | None = None, vector_column: str | None = None
+) -> ItemList:
+    """The items of a list, with ids of `kind`, the type of the log's.
+
+    Reads Parquet, CSV, TSV or JSON lines, with a header. Vectors are in a column of a Parquet list, or in the file
+    `vectors`, a row for each line. Raises InputError for a list without ids, with an id missing or twice, with ids that
+    the log's type can't hold, or for vectors that can't be read.
     """
     with unpacked(find_sources(path)) as sources:
         tables = [open_table(source, Layout()) for source in sources]
@@ -55,8 +67,10 @@ def read_items(path: str | Path, kind: pl.DataType) -> pl.DataFrame:
                     (pl.col(texts[role]) if role in texts else pl.lit(None, pl.String)).alias(role) for role in _KNOWN
                 )
             )
+        column = None if vectors is not None else find_vector_column(sources, vector_column)
+        given = read_vectors(sources, column) if column else None if vectors is None else read_vectors(Path(vectors))
     items = pl.concat(frames, how="vertical_relaxed")
-    return items.with_columns(_ids(items["item_id"], kind, str(path)))
+    return ItemList(items.with_columns(_ids(items["item_id"], kind, str(path))), given)
 
 
 def _ids(raw: pl.Series, kind: pl.DataType, name: str) -> pl.Series:

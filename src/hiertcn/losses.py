@@ -5,15 +5,21 @@ Legend: T targets, Q size of a query, K negatives, n items of the catalog.
 
 from __future__ import annotations
 
-__all__ = ["cross_entropy", "sampled_softmax"]
+__all__ = ["RANKING", "RankingLoss", "cross_entropy", "l2", "ranking_loss", "sampled_softmax"]
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hiertcn.negatives import Negatives
+
+Lookup = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""int64 [R] rows → the vectors [R, Q] that queries are compared with, and what is added to the scores [R], or None."""
+RankingLoss = Literal["nce", "bpr", "bpr_sigmoid", "hinge", "hinge_sigmoid", "hinge_logsigmoid"]
+RANKING: tuple[RankingLoss, ...] = get_args(RankingLoss)
 
 
 def cross_entropy(queries: Tensor, targets: Tensor, vectors: Tensor, bias: Tensor | None) -> Tensor:
@@ -28,30 +34,63 @@ def cross_entropy(queries: Tensor, targets: Tensor, vectors: Tensor, bias: Tenso
     return _softmax(queries, own, others, offset, offsets, torch.ones_like(targets))
 
 
-def sampled_softmax(
-    queries: Tensor,
-    targets: Tensor,
-    vectors: Tensor,
-    bias: Tensor | None,
-    negatives: Negatives,
-    *,
-    sparse: bool = False,
-) -> Tensor:
+def sampled_softmax(queries: Tensor, targets: Tensor, lookup: Lookup, negatives: Negatives) -> Tensor:
     """Softmax over the target and shared negatives, each score less the log of how often its row is expected to be
     drawn (logQ; Bengio & Senécal, 2008; Yi et al., 2019). A negative equal to the target is masked out.
 
-    Shapes as in `cross_entropy`; negatives: K rows → scalar. With `sparse` the gradient of `vectors` holds the rows of
-    targets and negatives only.
+    queries: [T, Q], targets: int64 [T] rows ≥ 1, negatives: K rows → scalar
     """
-    chosen = F.embedding(torch.cat([targets, negatives.rows]), vectors, sparse=sparse)
+    asked = torch.cat([targets, negatives.rows])
+    chosen, bias = lookup(asked)
     own, others = chosen[: len(targets)], chosen[len(targets) :]
-    expected = negatives.expected.log()
-    offset, offsets = -expected[targets], -expected[negatives.rows]
+    both = -negatives.expected.log()[asked]
     if bias is not None:
-        offset, offsets = offset + bias[targets], offsets + bias[negatives.rows]
+        both = both + bias
+    offset, offsets = both[: len(targets)], both[len(targets) :]
     rows = negatives.rows.sort().values
     repeats = torch.searchsorted(rows, targets, right=True) - torch.searchsorted(rows, targets)
     return _softmax(queries, own, others, offset, offsets, repeats)
+
+
+def l2(queries: Tensor, targets: Tensor, lookup: Lookup) -> Tensor:
+    """Σ (p − y)², y the target's vector: no negative is needed. Shapes as in `cross_entropy` (You et al., 2019)."""
+    return (queries - lookup(targets)[0]).square().sum(1).mean()
+
+
+def ranking_loss(
+    name: RankingLoss, queries: Tensor, targets: Tensor, negatives: Tensor, lookup: Lookup, delta: float, weight: float
+) -> Tensor:
+    """Each target against negatives of its own (You et al., 2019), p the query at length 1, s(v) = p · v (+ bias):
+
+    nce              −log σ(s(y)) − weight · mean_j log σ(−s(n_j))
+    bpr              −mean_j log σ(s(y) − s(n_j))
+    bpr_sigmoid      −mean_j log σ(σ(s(y)) − σ(s(n_j))), as in the authors' code
+    hinge            mean_j relu(s(n_j) − s(y) + delta)
+    hinge_sigmoid    the same of σ(s)            hinge_logsigmoid: the same of log σ(s), Pinterest's choice
+
+    queries: [T, Q], targets: int64 [T] rows ≥ 1, negatives: int64 [T, K] rows, 0 where there is none → scalar.
+    Negatives equal to the target are left out; a target that has none left counts with what needs none.
+    """
+    p = F.normalize(queries.float() if queries.dtype in (torch.bfloat16, torch.float16) else queries, dim=1)
+    kept = (negatives > 0) & (negatives != targets.unsqueeze(1))
+    vectors, bias = lookup(torch.cat([targets.unsqueeze(1), negatives], dim=1).flatten())
+    scores = torch.bmm(vectors.view(len(targets), -1, p.shape[1]).to(p.dtype), p.unsqueeze(2)).squeeze(2)
+    if bias is not None:
+        scores = scores + bias.view_as(scores)
+    own, others = scores[:, :1], scores[:, 1:]
+    if name == "nce":
+        each = -weight * F.logsigmoid(-others)
+    elif name == "bpr":
+        each = -F.logsigmoid(own - others)
+    elif name == "bpr_sigmoid":
+        each = -F.logsigmoid(own.sigmoid() - others.sigmoid())
+    else:
+        squash = {"hinge": lambda s: s, "hinge_sigmoid": torch.sigmoid, "hinge_logsigmoid": F.logsigmoid}[name]
+        each = F.relu(squash(others) - squash(own) + delta)
+    loss = (each * kept).sum(1) / kept.sum(1).clamp_min(1)
+    if name == "nce":
+        loss = loss - F.logsigmoid(own.squeeze(1))
+    return loss.mean()
 
 
 def _softmax(queries: Tensor, own: Tensor, others: Tensor, offset: Tensor, offsets: Tensor, repeats: Tensor) -> Tensor:

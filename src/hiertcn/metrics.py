@@ -18,7 +18,7 @@ Ints = npt.NDArray[np.int64]
 RESAMPLES = 1000
 _BLOCK = 32
 
-_OF_RANK: dict[str, Callable[[Floats, int], Floats]] = {
+_OF_RANK: dict[str, Callable[[Floats, int | Ints], Floats]] = {
     "recall@1": lambda rank, _: (rank <= 1).astype(np.float64),
     "recall@5": lambda rank, _: (rank <= 5).astype(np.float64),
     "recall@10": lambda rank, _: (rank <= 10).astype(np.float64),
@@ -30,8 +30,11 @@ _OF_RANK: dict[str, Callable[[Floats, int], Floats]] = {
 METRICS = tuple(_OF_RANK)
 
 
-def per_event(ranks: Floats, candidates: int) -> Floats:
-    """[T, Q]: every metric of each target; mean_rank_percentile is rank / candidates (lower is better)."""
+def per_event(ranks: Floats, candidates: int | Ints) -> Floats:
+    """[T, Q]: every metric of each target, ranked among `candidates` items (all, or [T], each among its own).
+
+    mean_rank_percentile is rank / candidates (lower is better).
+    """
     return np.stack([metric(ranks, candidates) for metric in _OF_RANK.values()], axis=1)
 
 
@@ -73,13 +76,13 @@ def tabulate(values: Floats, users: Ints, *, resamples: int = RESAMPLES, seed: i
     )
 
 
-def measure(ranks: Floats, users: Ints, candidates: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Table:
+def measure(ranks: Floats, users: Ints, candidates: int | Ints, *, resamples: int = RESAMPLES, seed: int = 0) -> Table:
     """The table of `ranks` [T] among `candidates` items."""
     return tabulate(per_event(ranks, candidates), users, resamples=resamples, seed=seed)
 
 
 def difference(
-    ours: Floats, theirs: Floats, users: Ints, candidates: int, *, resamples: int = RESAMPLES, seed: int = 0
+    ours: Floats, theirs: Floats, users: Ints, candidates: int | Ints, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Table:
     """The table of paired differences, ours − theirs, of two models' ranks [T] of the same targets."""
     return tabulate(per_event(ours, candidates) - per_event(theirs, candidates), users, resamples=resamples, seed=seed)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import polars as pl
 from pydantic import AfterValidator, Field, model_validator
 
-from hiertcn.columns import Columns
+from hiertcn.columns import Columns, ViewColumns
 from hiertcn.config import Config, Count
 from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import shown
@@ -57,7 +57,11 @@ class PrepareConfig(Config):
     split:            time, users, last, or column:NAME
     fractions, cuts:  the shares of train, valid and test; or, for time, the two times where valid and test begin
     seed:             of the split by users
-    unknown_items:    items of the log that the given catalog does not name: train on them, drop their events, or error
+    unknown_items:    items of the log that the given catalog does not name: train on them, drop their events, or error;
+                      None: train, or drop where the catalog has vectors
+    impression_column: the column of the log that lists what was shown when its item was picked
+    impression_columns, impression_window: of a file of impressions: which column is what, and the most seconds from a
+                      view to the event it led to
     max_bad_rows:     the fraction of rows that may be unusable
     keep_duplicates:  keep rows with the same user, item, time and type
     events_per_shard: about how many events a file of the cache holds; users stay whole
@@ -80,7 +84,10 @@ class PrepareConfig(Config):
     fractions: Annotated[tuple[float, float, float], AfterValidator(_whole)] = (0.8, 0.1, 0.1)
     cuts: tuple[str | float, str | float] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
-    unknown_items: Literal["train", "drop", "error"] = "train"
+    impression_column: str | None = None
+    impression_columns: ViewColumns = ViewColumns()
+    impression_window: Annotated[float, Field(ge=0, le=1e9)] = 600.0
+    unknown_items: Literal["train", "drop", "error"] | None = None
     max_bad_rows: Annotated[float, Field(ge=0, le=1)] = 0.001
     keep_duplicates: bool = False
     events_per_shard: Annotated[int, Field(ge=1, le=1_000_000_000)] = 4_000_000
@@ -106,6 +113,18 @@ def _presets() -> dict[str, dict[str, Any]]:
 def preset_names() -> list[str]:
     """The names that `prepare_config` knows presets by."""
     return list(_presets())
+
+
+def _view_columns(given: str) -> ViewColumns:
+    """Of a text such as "item=clicked,shown=inview"."""
+    named = dict(part.split("=", 1) for part in _parts(given) if "=" in part)
+    roles = [f.name for f in fields(ViewColumns)]
+    if len(named) != len(_parts(given)) or set(named) - set(roles):
+        raise InputError(
+            f"impression_columns is {shown(given)}; expected some of {', '.join(f'{role}=NAME' for role in roles)}, "
+            "with commas between."
+        )
+    return ViewColumns(**named)
 
 
 def _parts(given: Any) -> list[Any]:
@@ -144,6 +163,8 @@ def prepare_config(preset: str | None, options: dict[str, Any]) -> tuple[Prepare
     columns = {roles[name]: str(given.pop(name)) for name in list(given) if name in roles}
     if str(given.get("split", "")).startswith("column:"):
         columns["part"] = given["split"].removeprefix("column:")
+    if isinstance(views := given.get("impression_columns"), str):
+        given["impression_columns"] = _view_columns(views)
     given["drop_types"] = tuple(map(str, _parts(given.get("drop_types", ()))))
     given |= {name: tuple(map(_number, _parts(given[name]))) for name in ("fractions", "cuts") if name in given}
     return PrepareConfig(columns=Columns(**columns), **given), note

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["Columns", "PrepareConfig", "prepare", "preset_names"]
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ import polars as pl
 
 from hiertcn.cache import Cache, Manifest, write_cache
 from hiertcn.catalog import Catalog
+from hiertcn.columns import Columns, ViewColumns
 from hiertcn.errors import InputError, nearest
-from hiertcn.events import Columns, Events, read_events
+from hiertcn.events import Events, read_events
 from hiertcn.filters import filtered
-from hiertcn.itemlist import read_items
+from hiertcn.impressions import join_views, read_views
+from hiertcn.itemlist import ItemList, read_items
 from hiertcn.options import PrepareConfig, prepare_config, preset_names
 from hiertcn.quarantine import EXAMPLES, shown
 from hiertcn.sessions import PARTS, Sessions, sessionize
 from hiertcn.splits import by_last, by_names, by_time, by_users, described, quantile_cuts
 from hiertcn.times import iso, parse_time
+from hiertcn.vectors import write_vectors
 
 Offsets = npt.NDArray[np.int64]
 
@@ -33,6 +37,9 @@ def prepare(
     out: str | Path,
     *,
     catalog: str | Path | None = None,
+    vectors: str | Path | None = None,
+    vector_column: str | None = None,
+    impressions: str | Path | None = None,
     preset: str | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
@@ -40,9 +47,12 @@ def prepare(
 ) -> Cache:
     """Prepare a log (a file, several, a folder, a glob, or a frame) into a cache at `out`.
 
-    `catalog` names items for people; `preset` fills in options for a known public set; `report` is told, line by line,
-    what was found and done; `options` are those of PrepareConfig, and user_column, item_column, time_column,
-    session_column, type_column, offset_column. The shards do not depend on the order of rows in the log.
+    `catalog` names items for people, and may hold their vectors: in the column `vector_column` (found if it has a usual
+    name), or in the file `vectors` (.npy or safetensors), a row for each line. `impressions` is a file of what was
+    shown when an item was picked; the log's own list of that is the option impression_column. `preset` fills in options
+    for a known public set; `report` is told, line by line, what was found and done; `options` are those of
+    PrepareConfig, and user_column, item_column, time_column, session_column, type_column, offset_column. The shards do
+    not depend on the order of rows in the log.
 
     Raises InputError for anything in the log or the options that can't be used, StorageError when the disk refuses.
     """
@@ -62,8 +72,16 @@ def prepare(
         keep_duplicates=config.keep_duplicates,
     )
     _say_read(say, events)
-    items = None if catalog is None else read_items(catalog, events.item_ids.dtype)
+    views = _views(log, impressions, config, events.columns)
+    if catalog is None and (vectors or vector_column):
+        raise InputError("Vectors were given without a catalog that says of which items they are. Give --catalog, too.")
+    listed = None if catalog is None else read_items(catalog, events.item_ids.dtype, vectors, vector_column)
+    items = None if listed is None else listed.items
+    given = None if listed is None else listed.vectors
+    if given is not None:
+        say(f"vectors: {given.lines:,} of size {given.dim}, {given.dtype}, from {given.name}")
     named = None if items is None else events.item_ids.is_in(items["item_id"].implode())
+    config = _with_policy(config, given is not None)
     if named is not None and config.unknown_items == "error":
         _refuse_unknown(events, named)
     _check_many(events.frame)
@@ -93,11 +111,47 @@ def prepare(
         waterfall=waterfall.steps,
         sources=_sources(events, config, preset),
     )
-    whole = Sessions(rows, times, parts, session_offsets, np.searchsorted(session_offsets, offsets).astype(np.int64))
+    user_offsets = np.searchsorted(session_offsets, offsets).astype(np.int64)
+    whole = Sessions(rows, times, parts, session_offsets, user_offsets)
+    if views is not None:
+        window = config.impression_window if impressions is not None else 0.0
+        joined = join_views(frame, events.user_ids, events.item_ids, built.ids, rows, views, window, config.seed)
+        whole = replace(whole, shown=joined.items, shown_offsets=joined.offsets)
+        with_any = int((np.diff(joined.offsets) > 0).sum())
+        say(f"impressions: {views.height:,} picks of views; {with_any:,} of {frame.height:,} events have some")
     del frame, rows
-    cache = write_cache(out, manifest, built, _shards(users, whole, config.events_per_shard))
+    cache = write_cache(out, manifest, built, _shards(users, whole, config.events_per_shard), _placed(built, listed))
     _say_written(say, cache, whole)
     return cache
+
+
+def _views(log: Any, impressions: str | Path | None, config: PrepareConfig, columns: Columns) -> pl.DataFrame | None:
+    if impressions is not None and config.impression_column is not None:
+        raise InputError("Impressions were given twice, in a file and in a column of the log. Choose one.")
+    if impressions is not None:
+        return read_views(impressions, config.impression_columns, config.layout, None, config.tz)
+    if config.impression_column is None:
+        return None
+    own = ViewColumns(columns.user, columns.item, columns.time, config.impression_column)
+    return read_views(log, own, config.layout, config.time_unit, config.tz)
+
+
+def _with_policy(config: PrepareConfig, vectors: bool) -> PrepareConfig:
+    """The config with a policy for items of the log that are not listed. Where items have vectors, all need one."""
+    if vectors and config.unknown_items == "train":
+        raise InputError(
+            "unknown_items is 'train', but the catalog gives vectors, and an item outside it has none. Choose drop or "
+            "error, or leave the vectors out."
+        )
+    return config.model_copy(update={"unknown_items": config.unknown_items or ("drop" if vectors else "train")})
+
+
+def _placed(built: Catalog, listed: ItemList | None) -> Callable[[Path], None] | None:
+    """What writes the table of vectors, in the order of item rows."""
+    if listed is None or listed.vectors is None:
+        return None
+    given, ids = listed.vectors, listed.items["item_id"]
+    return lambda path: write_vectors(path, given, ids, built.rows(ids).astype(np.int64), built.size + 1)
 
 
 def _runs(codes: npt.NDArray[np.uint32]) -> Offsets:
@@ -116,7 +170,8 @@ def _shards(users: pl.Series, whole: Sessions, events_per_shard: int) -> Iterato
 def _check_place(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    is_cache = (out / "manifest.json").is_file() and all(file.suffix in (".json", ".arrow") for file in out.iterdir())
+    kinds = (".json", ".arrow", ".npy")
+    is_cache = (out / "manifest.json").is_file() and all(file.suffix in kinds for file in out.iterdir())
     if not is_cache:
         raise InputError(f"{shown(str(out))} is there and is no cache; expected a new folder. Choose another --out.")
     if not overwrite:

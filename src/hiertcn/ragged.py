@@ -46,6 +46,7 @@ class SessionBatch:
     folds:     int64 [F], the sessions that are finished and hold an item, in the packed order of `users`
     positions: int64 [T], where targets are asked       targets: int64 [T], their item rows; 0 outside the catalog
     events:    int64 [T], the place of each target in the cache, all its shards one after another
+    shown:     int64 [T, W], the rows of items that were shown at each target and not picked, 0 behind the last
     layout:    the order of positions        users: the order of folds, a sequence a user
     session_lengths: int64 [M], user_sessions: int64 [U], finished: bool [M] (only a user's last session may not be)
     """
@@ -63,6 +64,7 @@ class SessionBatch:
     positions: Tensor
     targets: Tensor
     events: Tensor
+    shown: Tensor
     layout: Packing
     users: Packing
     session_lengths: Ints
@@ -199,6 +201,7 @@ def pack_sessions(
     positions: Ints,
     targets: Ints,
     events: Ints,
+    shown: Ints | None = None,
 ) -> SessionBatch:
     """A batch from flat arrays: `items`, `seen` [N] session by session; `session_lengths`, `gaps`, `finished` [M] user
     by user; `positions` [T] are flat places; the others as in SessionBatch. No session and no user is empty."""
@@ -226,6 +229,7 @@ def pack_sessions(
         positions=torch.from_numpy(place[positions]),
         targets=torch.from_numpy(targets),
         events=torch.from_numpy(events),
+        shown=torch.from_numpy(np.empty((len(targets), 0), dtype=np.int64) if shown is None else shown),
         layout=layout,
         users=users,
         session_lengths=session_lengths,

@@ -1,11 +1,12 @@
-"""Exact ranks of targets over the whole catalog, in blocks of bounded memory."""
+"""Exact ranks of targets over the whole catalog, in blocks of bounded memory, or among some candidates of each."""
 
 from __future__ import annotations
 
-__all__ = ["Ranks", "rank", "ranking_batches"]
+__all__ = ["Candidates", "Ranks", "rank", "ranking_batches"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +28,16 @@ class Ranks:
     """Of T targets, in the order of the cache's events.
 
     events: int64 [T], places in the cache, all its shards one after another
-    ranks:  float64 [T], 1 is best, ties share the middle rank; NaN for a target outside the model's catalog
+    ranks:  float64 [T], 1 is best, ties share the middle rank; NaN for a target outside the model's catalog, or without
+            other candidates
     top:    int64 [T, k], the item rows ranked first
+    among:  int64 [T], how many items it was ranked among, itself one of them
     """
 
     events: Ints
     ranks: npt.NDArray[np.float64]
     top: Ints
+    among: Ints
 
 
 def ranking_batches(cache: Cache, part: str, item_rows: Ints, users: float = 1.0, seed: int = 0) -> SessionBatches:
@@ -43,15 +47,31 @@ def ranking_batches(cache: Cache, part: str, item_rows: Ints, users: float = 1.0
     )
 
 
+Candidates = Literal["all", "impressions"] | int
+"""The whole catalog, what was shown beside the target, or so many items drawn for each target."""
+
+
 @torch.inference_mode()
-def rank(model: Model, batches: Iterable[SessionBatch], rows: int, *, top: int = 0, block: int = BLOCK_SCORES) -> Ranks:
+def rank(
+    model: Model,
+    batches: Iterable[SessionBatch],
+    rows: int,
+    *,
+    candidates: Candidates = "all",
+    top: int = 0,
+    block: int = BLOCK_SCORES,
+    seed: int = 0,
+) -> Ranks:
     """Rank every target of `batches` of `rows` rows. At most `block` scores (or those of one target) exist at a time.
 
-    Raises TrainingError if the model scores a target with NaN.
+    `top` items of each are kept, of the whole catalog only; `seed` is of the candidates that are drawn. Raises
+    TrainingError if the model scores a target with NaN.
     """
     training = model.training
     try:
-        return _rank(model.eval(), batches, rows, top, block)
+        if candidates == "all":
+            return _rank(model.eval(), batches, rows, top, block)
+        return _rank_among(model.eval(), batches, rows, candidates, block, seed)
     finally:
         model.train(training)
 
@@ -71,9 +91,53 @@ def _rank(model: Model, batches: Iterable[SessionBatch], rows: int, top: int, bl
             best.append(scores.topk(min(top, scores.shape[1])).indices + 1)
         events.append(batch.events)
     if not events:
-        return Ranks(np.empty(0, np.int64), np.empty(0), np.empty((0, top), np.int64))
+        return Ranks(np.empty(0, np.int64), np.empty(0), np.empty((0, top), np.int64), np.empty(0, np.int64))
     order = torch.cat(events).argsort()
-    return Ranks(*(torch.cat(parts)[order].cpu().numpy() for parts in (events, ranks, best)))
+    found, ranked, first = (torch.cat(parts)[order].cpu().numpy() for parts in (events, ranks, best))
+    return Ranks(found, ranked, first, np.full(len(order), model.items_in_catalog))
+
+
+def _rank_among(
+    model: Model, batches: Iterable[SessionBatch], rows: int, candidates: str | int, block: int, seed: int
+) -> Ranks:
+    events, ranks, among = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)]
+    carried = model.zero_state(rows)
+    for number, batch in enumerate(batches):
+        batch = batch.to(carried.device)
+        queries, after = model(batch, batch.initial(carried))
+        carried = batch.carry(carried, after)
+        others = batch.shown
+        if isinstance(candidates, int):
+            drawn = np.random.default_rng([seed, number]).integers(
+                1, model.items_in_catalog + 1, (len(batch.targets), candidates)
+            )
+            others = torch.from_numpy(drawn).to(carried.device)
+        asked = torch.cat([batch.targets.unsqueeze(1), others], dim=1)
+        kept = (others > 0) & (others != batch.targets.unsqueeze(1)) & (batch.targets > 0).unsqueeze(1)
+        scores = _score_rows(model, queries[batch.positions], asked.clamp_min(1), block)
+        own, others_scores = scores[:, :1], scores[:, 1:]
+        if bool(own.isnan().any()):
+            raise TrainingError("The model scores an item with NaN; its weights are damaged. Train it again.")
+        above = (~(others_scores <= own) & kept).sum(1)
+        equal = ((others_scores == own) & kept).sum(1)
+        found = (1 + above + equal / 2).double().masked_fill(~kept.any(1), torch.nan)
+        events.append(batch.events.cpu().numpy())
+        ranks.append(found.cpu().numpy())
+        among.append((1 + kept.sum(1)).cpu().numpy())
+    every = np.concatenate(events)
+    order = every.argsort()
+    top = np.empty((len(every), 0), np.int64)
+    return Ranks(every[order], np.concatenate(ranks)[order], top, np.concatenate(among)[order])
+
+
+def _score_rows(model: Model, queries: Tensor, rows: Tensor, block: int) -> Tensor:
+    # A model may have to score the whole catalog for it.
+    width = max(1, block // model.items_in_catalog)
+    begins = range(0, len(queries), width)
+    return torch.cat(
+        [queries.new_empty(0, rows.shape[1])]
+        + [model.score_rows(queries[begin : begin + width], rows[begin : begin + width]) for begin in begins]
+    )
 
 
 def _mid_ranks(scores: Tensor, targets: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 __all__ = ["PARTS", "SECOND", "Sessions", "begins_session", "sessionize"]
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,8 @@ class Sessions:
     parts:           uint8 [N], index into PARTS
     session_offsets: int64 [M+1], into events
     user_offsets:    int64 [U+1], into sessions
+    shown:           int32 [S], item rows that were shown beside the item of an event and not picked
+    shown_offsets:   int64 [N+1], into `shown`; None where nothing is known of what was shown
     """
 
     items: npt.NDArray[np.int32]
@@ -65,6 +67,8 @@ class Sessions:
     parts: npt.NDArray[np.uint8]
     session_offsets: npt.NDArray[np.int64]
     user_offsets: npt.NDArray[np.int64]
+    shown: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    shown_offsets: npt.NDArray[np.int64] | None = None
 
     @property
     def event_offsets(self) -> npt.NDArray[np.int64]:
@@ -75,7 +79,18 @@ class Sessions:
         """The users from `first` up to, not with, `last`; events are views."""
         sessions = self.user_offsets[first : last + 1]
         events = self.session_offsets[sessions[0] : sessions[-1] + 1]
-        mine = slice(int(events[0]), int(events[-1]))
+        begin, end = int(events[0]), int(events[-1])
+        mine = slice(begin, end)
+        shown, offsets = self.shown, self.shown_offsets
+        if offsets is not None:
+            offsets = offsets[begin : end + 1]
+            shown, offsets = shown[offsets[0] : offsets[-1]], offsets - offsets[0]
         return Sessions(
-            self.items[mine], self.times[mine], self.parts[mine], events - events[0], sessions - sessions[0]
+            self.items[mine],
+            self.times[mine],
+            self.parts[mine],
+            events - events[0],
+            sessions - sessions[0],
+            shown,
+            offsets,
         )

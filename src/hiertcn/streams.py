@@ -39,6 +39,7 @@ class Stream:
     items:           int64 [P]      seen: float64 [P], seconds (see SessionBatch)
     session_offsets: int64 [M+1]    gaps: float32 [M]      user_offsets: int64 [U+1], users without positions included
     positions, targets, events: int64 [T], in the order of positions; `events` are places in the shard
+    shown:           int32 [S], item rows; what was shown at target t are those from shown_begins[t] on, shown_counts[t]
     """
 
     items: Ints
@@ -49,6 +50,9 @@ class Stream:
     positions: Ints
     targets: Ints
     events: Ints
+    shown: npt.NDArray[np.int32]
+    shown_begins: Ints
+    shown_counts: Ints
 
     @classmethod
     def of(cls, sessions: Sessions, rows: Ints, part: str) -> Stream:
@@ -74,6 +78,8 @@ class Stream:
         trailing[session[asked & ~known & (step == held[session])]] = 1
         lengths = held + trailing
         place = (np.cumsum(lengths) - lengths)[session] + step
+        events = np.flatnonzero(kept)[asked]
+        offsets = np.zeros(len(kept) + 1, dtype=np.int64) if sessions.shown_offsets is None else sessions.shown_offsets
         return cls(
             items=_scattered(items, place, known, int(lengths.sum())),
             seen=_seen(times, place, known, lengths, count, begins),
@@ -82,7 +88,10 @@ class Stream:
             user_offsets=np.concatenate([[0], np.cumsum(lengths > 0)])[sessions.user_offsets],
             positions=place[asked],
             targets=items[asked],
-            events=np.flatnonzero(kept)[asked],
+            events=events,
+            shown=rows[sessions.shown].astype(np.int32),
+            shown_begins=offsets[events],
+            shown_counts=offsets[events + 1] - offsets[events],
         )
 
 

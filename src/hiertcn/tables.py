@@ -54,8 +54,11 @@ class Table(Protocol):
     name: str
     columns: list[str]
 
-    def read(self, wanted: list[str]) -> Rows:
-        """Rows of the columns `wanted`. Raises InputError where the file can't be read."""
+    def read(self, wanted: list[str], *, lists: bool = False) -> Rows:
+        """Rows of the columns `wanted`: of a line that holds lists one for each place, or, with `lists`, as they are.
+
+        Raises InputError where the file can't be read.
+        """
         ...
 
 
@@ -78,8 +81,9 @@ class _Frame:
         self._frame = frame
         self.columns = frame.columns
 
-    def read(self, wanted: list[str]) -> Rows:
-        return Rows(_exploded(self._frame.lazy().select(wanted)).collect(), word="row")
+    def read(self, wanted: list[str], *, lists: bool = False) -> Rows:
+        chosen = self._frame.lazy().select(wanted)
+        return Rows((chosen if lists else _exploded(chosen)).collect(), word="row")
 
 
 class _Parquet:
@@ -110,9 +114,10 @@ class _Parquet:
             )
         check_size(self._path, self._path.stat().st_size, max(sum(groups), 4 * footer.num_rows))
 
-    def read(self, wanted: list[str]) -> Rows:
+    def read(self, wanted: list[str], *, lists: bool = False) -> Rows:
+        chosen = self._scan.select(wanted)
         try:
-            return Rows(_exploded(self._scan.select(wanted)).collect(engine="streaming"), word="row")
+            return Rows((chosen if lists else _exploded(chosen)).collect(engine="streaming"), word="row")
         except _UNREADABLE as error:
             raise self._unreadable(error) from error
 
@@ -134,7 +139,7 @@ class _Json:
                 '{"user_id": 1, "item_id": 2, "ts": 1700000000}. Write it so.'
             )
 
-    def read(self, wanted: list[str]) -> Rows:
+    def read(self, wanted: list[str], *, lists: bool = False) -> Rows:
         values = {name: tuple(found.get(name) for found in self._sample) for name in wanted}
         schema = {name: column_of(name, found).dtype for name, found in values.items()}
         frame, lines, bad = read_json_lines(self._path, wanted, schema)
@@ -158,7 +163,7 @@ class _Csv:
                 "names. Rename one, or pass --no-header if the file has no header."
             )
 
-    def read(self, wanted: list[str]) -> Rows:
+    def read(self, wanted: list[str], *, lists: bool = False) -> Rows:
         layout = (self._separator, self._quotes, self._header)
         frame, lines, bad = read_csv_lines(self._path, *layout, self.columns, wanted)
         return _placed(frame, lines, bad)

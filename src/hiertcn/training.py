@@ -6,25 +6,25 @@ __all__ = ["TrainConfig", "train"]
 
 import threading
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from hiertcn import __version__, checkpoint
-from hiertcn.artifact import Run, check_weights, state_history, write_run
+from hiertcn.artifact import Run, state_history, write_run
 from hiertcn.batching import RESIDENT_SHARDS, SessionBatches
-from hiertcn.cache import Cache
+from hiertcn.cache import VECTORS, Cache
 from hiertcn.checkpoint import locked, stop_signals
-from hiertcn.config import Config, Count, Positive
+from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
-from hiertcn.losses import cross_entropy, sampled_softmax
-from hiertcn.models import Model, ModelConfig, VectorModel, build, trainable
-from hiertcn.negatives import NegativeSampler
+from hiertcn.models import Model, ModelConfig, VectorConfig, VectorModel, build, trainable
+from hiertcn.models.outline import check_weights, outline
+from hiertcn.objective import LossConfig, Objective, scores_of
 from hiertcn.optimizer import Optimizer
 from hiertcn.progress import Progress
 from hiertcn.ragged import SessionBatch
@@ -36,21 +36,15 @@ STEPS_BETWEEN_CHECKS = 50
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class TrainConfig(Config):
-    """How a model is trained.
+class TrainConfig(LossConfig):
+    """How a model is trained, and by which loss.
 
     rows, sessions, chunk:  a batch is the next `sessions` chunks of at most `chunk` events of `rows` rows of users
-    negatives:              of sampled_softmax: drawn uniformly, by train events^alpha, and the batch's other targets
     patience:               epochs without a better validation `metric` before training stops
     validation_users:       share of the users of the validation part that are ranked each epoch
     checkpoint_steps:       steps between checkpoints; there is one at each epoch's end and at each stop, too
     """
 
-    loss: Literal["cross_entropy", "sampled_softmax"] = "cross_entropy"
-    uniform_negatives: Annotated[int, Field(ge=0)] = 256
-    popular_negatives: Annotated[int, Field(ge=0)] = 256
-    popularity_alpha: Annotated[float, Field(ge=0, le=1)] = 0.75
-    in_batch_negatives: bool = True
     epochs: Count = 20
     rows: Annotated[int, Field(ge=1, le=65_536)] = 32
     sessions: Count = 10
@@ -64,13 +58,6 @@ class TrainConfig(Config):
     checkpoint_steps: Count = 1000
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    @model_validator(mode="after")
-    def _has_negatives(self) -> Self:
-        drawn = self.uniform_negatives or self.popular_negatives or self.in_batch_negatives
-        if self.loss == "sampled_softmax" and not drawn:
-            raise ValueError("sampled_softmax should have negatives: uniform, popular or in-batch ones")
-        return self
 
 
 # Settings that a resumed run may change: they do not change the weights a given number of steps leads to. The device
@@ -97,9 +84,9 @@ def train(
     need of more memory than is free (unless `allow_memory`); TrainingError when a loss, a gradient or a weight is not
     finite (the last checkpoint is kept); StorageError when the disk refuses a write.
     """
-    if not trainable(type(model)):
+    if not trainable(model):
         raise InputError(
-            f"{model.name} only counts, there is nothing to train. "
+            f"{model.name} learns nothing so, there is nothing to train. "
             f"Evaluate it with `hiertcn evaluate RUN --model {model.name}`."
         )
     cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
@@ -114,13 +101,12 @@ def train(
     with locked(out), progress or Progress(quiet=True) as shown, stop_signals() as stopped:
         events = cache.catalog.train_events
         targets = min(config.rows * config.sessions * config.chunk, int(events.sum()))
-        drawn = config.uniform_negatives + config.popular_negatives + targets * config.in_batch_negatives
-        candidates = len(events) if config.loss == "cross_entropy" else drawn
+        sizes = outline(model, events, cache.vectors)
+        assert isinstance(sizes, VectorModel)
         check_memory(
-            model,
-            events,
+            sizes,
             positions=targets,
-            scores=targets * candidates,
+            scores=scores_of(config, targets, len(events), sizes.items.query_size),
             read=sum(sorted((shard["events"] for shard in cache.manifest.shards), reverse=True)[:RESIDENT_SHARDS]),
             allow=allow_memory,
             say=shown.say,
@@ -133,8 +119,9 @@ class _Training:
         self.cache, self.config, self.model_config, self.out, self.progress = cache, config, model, out, progress
         events = cache.catalog.train_events
         self.device = _device(config.device)
-        self.model: Model = build(model, events, config.seed).to(self.device)
-        if config.loss == "sampled_softmax" and len(events) > SPARSE_FROM and isinstance(self.model, VectorModel):
+        self._uses_vectors = isinstance(model, VectorConfig) and model.vectors != "learned"
+        self.model: Model = build(model, events, config.seed, cache.vectors).to(self.device)
+        if config.loss != "cross_entropy" and len(events) > SPARSE_FROM and isinstance(self.model, VectorModel):
             self.model.items.sparse = True
         self.batches = SessionBatches(
             cache,
@@ -146,13 +133,7 @@ class _Training:
             shuffle=True,
             seed=config.seed,
         )
-        self.sampler = NegativeSampler(
-            events,
-            config.uniform_negatives,
-            config.popular_negatives,
-            config.popularity_alpha,
-            config.in_batch_negatives,
-        )
+        self.objective = Objective(events, config)
         self.optimizer = Optimizer(self.model, config.learning_rate, config.weight_decay, config.clip)
         self.carried = self.model.zero_state(config.rows)
         self.history: list[dict[str, Any]] = []
@@ -197,7 +178,14 @@ class _Training:
         self.carried, self.loss = self.model.zero_state(self.config.rows), torch.zeros((), device=self.device)
         best = self._best()
         if best == epoch:
-            write_run(self.out, self.model, self.model_config, self.cache.catalog, self._facts())
+            write_run(
+                self.out,
+                self.model,
+                self.model_config,
+                self.cache.catalog,
+                self._facts(),
+                self.cache.path / VECTORS if self._uses_vectors else None,
+            )
         else:
             state_history(self.out, self.history)
         self._save()
@@ -211,7 +199,7 @@ class _Training:
         with torch.random.fork_rng(), mixed:
             torch.manual_seed(int(rng.integers(1 << 63)))
             queries, after = self.model(batch, batch.initial(self.carried))
-            loss = self._loss(queries.index_select(0, batch.positions), batch.targets, rng)
+            loss = self.objective(self.model, queries.index_select(0, batch.positions), batch, rng)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.step()
         self.carried = batch.carry(self.carried, after)
@@ -220,15 +208,6 @@ class _Training:
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self.diverged = torch.where((self.diverged < 0) & broken, self.steps, self.diverged)
         return loss
-
-    def _loss(self, queries: Tensor, targets: Tensor, rng: np.random.Generator) -> Tensor:
-        assert isinstance(self.model, VectorModel)
-        if self.config.loss == "cross_entropy":
-            return cross_entropy(queries, targets, self.model.vectors, self.model.bias)
-        negatives = self.sampler.draw(targets, rng)
-        vectors = self.model.vectors
-        sparse = self.model.items.sparse and vectors is self.model.items.weight
-        return sampled_softmax(queries, targets, vectors, self.model.bias, negatives, sparse=sparse)
 
     def _check(self, epoch: int, first: int, weights: bool) -> None:
         """Raise TrainingError if a step was not finite, or a weight is not; `epoch` began after `first` steps."""

@@ -12,6 +12,7 @@ __all__ = [
     "ModelConfig",
     "MovingAverageConfig",
     "PopularityConfig",
+    "VectorConfig",
     "VectorModel",
     "build",
     "trainable",
@@ -23,12 +24,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hiertcn.errors import InputError
 from hiertcn.models.gru import GRU, GRUConfig
 from hiertcn.models.hiertcn import HierTCN, HierTCNConfig
 from hiertcn.models.hrnn import HRNN, HRNNConfig
 from hiertcn.models.moving_average import MovingAverage, MovingAverageConfig
 from hiertcn.models.popularity import Counting, LastItems, LastItemsConfig, Popularity, PopularityConfig
-from hiertcn.models.protocol import Model, VectorModel
+from hiertcn.models.protocol import Model, VectorConfig, VectorModel
+from hiertcn.vectors import Vectors
 
 ModelConfig = HierTCNConfig | HRNNConfig | GRUConfig | MovingAverageConfig | PopularityConfig | LastItemsConfig
 
@@ -43,16 +46,27 @@ _MODELS: dict[type[ModelConfig], Any] = {
 CONFIGS: dict[str, type[ModelConfig]] = {config.name: config for config in _MODELS}
 
 
-def trainable(config: type[ModelConfig]) -> bool:
-    """Whether models of this config learn; the others only count."""
-    return bool(_MODELS[config].trainable)
+def trainable(config: ModelConfig) -> bool:
+    """Whether a model of this config learns anything; the others only count, or average what is given."""
+    averages = isinstance(config, MovingAverageConfig) and config.vectors == "fixed"
+    return bool(_MODELS[type(config)].trainable) and not averages
 
 
-def build(config: ModelConfig, train_events: npt.NDArray[np.int64], seed: int) -> Model:
-    """A model over the catalog whose train events are `train_events` [items + 1], initialised under `seed`."""
+def build(config: ModelConfig, train_events: npt.NDArray[np.int64], seed: int, vectors: Vectors | None = None) -> Model:
+    """A model over the catalog whose train events are `train_events` [items + 1], initialised under `seed`.
+
+    vectors: [items + 1, G], those of the catalog; needed where `config.vectors` is not "learned", else not used.
+    """
+    how = config.vectors if isinstance(config, VectorConfig) else "learned"
+    if how != "learned" and vectors is None:
+        raise InputError(
+            f"The model is to use the items' own vectors ({how}), but the catalog holds none. Prepare the log with "
+            "them, or set vectors to learned."
+        )
+    given = () if how == "learned" else (torch.from_numpy(vectors),)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Model = _MODELS[type(config)](len(train_events) - 1, config)
+        model: Model = _MODELS[type(config)](len(train_events) - 1, config, *given)
     if isinstance(model, Counting):
         model.count(torch.from_numpy(train_events).float())
     return model

@@ -8,18 +8,17 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from hiertcn.config import Config, Count, Dropout
-from hiertcn.models.protocol import VectorModel
+from hiertcn.config import Count, Dropout
+from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
 from hiertcn.ragged import Sequences, SessionBatch
 
 
-class GRUConfig(Config):
+class GRUConfig(VectorConfig):
     """Two layers of 200 units are the paper's baseline."""
 
     name: ClassVar[str] = "gru"
 
-    dim: Count = 128
     units: Count = 200
     layers: Count = 2
     dropout: Dropout = 0.0
@@ -28,11 +27,11 @@ class GRUConfig(Config):
 class GRU(VectorModel):
     """The state is the hidden units of all layers after the last event; u = W h of the last layer."""
 
-    def __init__(self, items: int, config: GRUConfig) -> None:
-        super().__init__(items, config.layers * config.units, config.dim)
+    def __init__(self, items: int, config: GRUConfig, given: Tensor | None = None) -> None:
+        super().__init__(items, config.layers * config.units, config, given)
         self.config = config
         self.cells = StackedGRU(config.dim, config.units, config.layers)
-        self.head = nn.Linear(config.units, config.dim)
+        self.head = nn.Linear(config.units, self.items.query_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def _states(self, batch: SessionBatch, sequences: Sequences, initial: Tensor) -> Tensor:
@@ -40,8 +39,7 @@ class GRU(VectorModel):
         return out
 
     def _query(self, states: Tensor) -> Tensor:
-        out: Tensor = self.head(self.dropout(states[:, -self.config.units :]))
-        return out
+        return self.finished(self.head(self.dropout(states[:, -self.config.units :])))
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
         states = self._states(batch, batch.by_user, initial)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 __all__ = ["HierTCN", "HierTCNConfig"]
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from hiertcn.config import Config, Count, Dropout
+from hiertcn.config import Count, Dropout
 from hiertcn.models.aggregation import Aggregate, aggregate
-from hiertcn.models.protocol import VectorModel
+from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
 from hiertcn.models.tcn import TCN
 from hiertcn.ragged import SessionBatch, shift
@@ -21,7 +22,7 @@ WEEK = 168 * 3600.0
 GAP_BUCKETS = 28
 
 
-class HierTCNConfig(Config):
+class HierTCNConfig(VectorConfig):
     """Defaults are the paper's for short sessions; `dropout`, `norm` and `clock` are ours and off.
 
     head:      "embedding" emits a query in the space of the item vectors; "softmax" has output vectors of its own
@@ -31,7 +32,6 @@ class HierTCNConfig(Config):
 
     name: ClassVar[str] = "hiertcn"
 
-    dim: Count = 128
     units: Count = 128
     state_layers: Count = 2
     channels: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = (128, 128)
@@ -43,12 +43,18 @@ class HierTCNConfig(Config):
     norm: bool = False
     clock: bool = False
 
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.head == "softmax" and (self.vectors != "learned" or self.ranking != "inner" or self.unit):
+            raise ValueError('head should be "embedding" for given vectors, "l2" ranking or unit queries')
+        return self
+
 
 class HierTCN(VectorModel):
     """z = W_z [E x; s]; h = TCN(z); u = W h. `s` is folded once a finished session: s ← GRU(AGG(session), s)."""
 
-    def __init__(self, items: int, config: HierTCNConfig) -> None:
-        super().__init__(items, config.state_layers * config.units, config.dim)
+    def __init__(self, items: int, config: HierTCNConfig, given: Tensor | None = None) -> None:
+        super().__init__(items, config.state_layers * config.units, config, given)
         self.config = config
         width = config.channels[0]
         self.high = StackedGRU(config.dim, config.units, config.state_layers)
@@ -58,18 +64,23 @@ class HierTCN(VectorModel):
         self.clock = Clock(width) if config.clock else None
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
         self.tcn = TCN(width, config.channels, config.kernel, config.dropout, config.norm)
-        self.head = nn.Linear(config.channels[-1], config.dim if config.head == "embedding" else items + 1)
+        self.head = nn.Linear(config.channels[-1], self.items.query_size if config.head == "embedding" else items + 1)
         self.dropout = nn.Dropout(config.dropout)
         if config.gap_decay == "learned":
             self.log_bandwidth = nn.Parameter(torch.tensor(168.0).log())
 
     @property
     def vectors(self) -> Tensor:
-        return self.items.weight if self.config.head == "embedding" else self.head.weight
+        return super().vectors if self.config.head == "embedding" else self.head.weight
 
     @property
     def bias(self) -> Tensor | None:
-        return None if self.config.head == "embedding" else self.head.bias
+        return super().bias if self.config.head == "embedding" else self.head.bias
+
+    def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.config.head == "embedding":
+            return super().lookup(rows)
+        return F.embedding(rows, self.head.weight), self.head.bias[rows]
 
     def _decay(self, gaps: Tensor) -> Tensor | None:
         """[M]: what the state is multiplied by after a pause of `gaps` [M] seconds."""
@@ -97,8 +108,7 @@ class HierTCN(VectorModel):
         if self.clock is not None:
             hidden = hidden + self.clock(batch)
         hidden = self.tcn(self.norm(hidden), batch)
-        out: Tensor = hidden if self.config.head == "softmax" else self.head(hidden)
-        return out
+        return hidden if self.config.head == "softmax" else self.finished(self.head(hidden))
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
         return self._fold(batch, initial, self._item_vectors(batch))

@@ -10,19 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hiertcn.config import Config, Count, Dropout
-from hiertcn.models.protocol import VectorModel
+from hiertcn.config import Count, Dropout
+from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
 from hiertcn.packing import Packing
 from hiertcn.ragged import Ints, SessionBatch
 
 
-class HRNNConfig(Config):
-    """`units` of each of the two GRUs; `dim` of the item vectors that queries live among."""
+class HRNNConfig(VectorConfig):
+    """`units` of each of the two GRUs."""
 
     name: ClassVar[str] = "hrnn"
 
-    dim: Count = 128
     units: Count = 128
     dropout: Dropout = 0.0
 
@@ -33,13 +32,13 @@ class HRNN(VectorModel):
     The state needs the low level's last unit, so sessions of one user have to be computed one after another.
     """
 
-    def __init__(self, items: int, config: HRNNConfig) -> None:
-        super().__init__(items, config.units, config.dim)
+    def __init__(self, items: int, config: HRNNConfig, given: Tensor | None = None) -> None:
+        super().__init__(items, config.units, config, given)
         self.config = config
         self.low = StackedGRU(config.dim, config.units, 1)
         self.high = StackedGRU(config.units, config.units, 1)
         self.start = nn.Linear(config.units, config.units)
-        self.head = nn.Linear(config.units, config.dim)
+        self.head = nn.Linear(config.units, self.items.query_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def _read(self, vectors: Tensor, batch: SessionBatch, long_term: Tensor) -> Tensor:
@@ -92,9 +91,8 @@ class HRNN(VectorModel):
 
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
         hidden = self._read(self.dropout(self.items(batch.items)), batch, long_term)
-        out: Tensor = self.head(self.dropout(hidden))
-        return out
+        return self.finished(self.head(self.dropout(hidden)))
 
     def forward(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
         hidden, _, after = self._run(batch, initial)
-        return self.head(self.dropout(hidden)), after
+        return self.finished(self.head(self.dropout(hidden))), after

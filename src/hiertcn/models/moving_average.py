@@ -9,17 +9,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hiertcn.config import Config, Count
-from hiertcn.models.protocol import VectorModel
+from hiertcn.config import Count
+from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.ragged import SessionBatch
 
 
-class MovingAverageConfig(Config):
-    """`window` last items; their vectors are all that is learned."""
+class MovingAverageConfig(VectorConfig):
+    """`window` last items; their vectors are all that is learned, and where those are fixed, nothing is."""
 
     name: ClassVar[str] = "moving_average"
 
-    dim: Count = 128
     window: Count = 10
 
 
@@ -27,9 +26,10 @@ class MovingAverage(VectorModel):
     """The state is the rows of the last items, whatever sessions they were in."""
 
     state_dtype = torch.int64
+    reads = False
 
-    def __init__(self, items: int, config: MovingAverageConfig) -> None:
-        super().__init__(items, config.window, config.dim)
+    def __init__(self, items: int, config: MovingAverageConfig, given: Tensor | None = None) -> None:
+        super().__init__(items, config.window, config, given)
         self.config = config
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,5 +39,5 @@ class MovingAverage(VectorModel):
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
         rows = batch.by_session.windows(batch, long_term)[batch.by_session.before]
         count = (rows > 0).sum(1, keepdim=True).clamp_min(1)
-        out: Tensor = self.items(rows).sum(1) / count
-        return out
+        vectors = self.items.compared(rows.flatten()).view(*rows.shape, -1)
+        return self.finished(vectors.sum(1) / count)

@@ -8,15 +8,20 @@ Legend: N positions, M sessions, U users, T targets, S size of the state, Q size
 
 from __future__ import annotations
 
-__all__ = ["Model", "VectorModel"]
+__all__ = ["Model", "VectorConfig", "VectorModel"]
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from hiertcn.config import Config, Count
+from hiertcn.models.items import GivenItems, How, Items, LearnedItems
 from hiertcn.ragged import SessionBatch
+
+BLOCK = 1 << 16
 
 
 class Model(nn.Module, ABC):
@@ -55,29 +60,86 @@ class Model(nn.Module, ABC):
     def score(self, queries: Tensor) -> Tensor:
         """Scores [T, items] of the whole catalog for queries [T, Q]; column j is item row j + 1."""
 
+    def score_rows(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Scores [T, C] of item rows [T, C] ≥ 1 for queries [T, Q], each with its own."""
+        return self.score(queries).gather(1, rows - 1)
+
+
+class VectorConfig(Config):
+    """What every model that compares queries with item vectors can be told.
+
+    dim:     size of what is read of an item; where vectors are learned, their size
+    vectors: "learned" with the model; or those of the catalog: "fixed", "tuned" (learned on), or "both" (fixed, and
+             learned ones beside them)
+    ranking: "inner" scores by the inner product, "l2" by the negative squared distance
+    unit:    queries have length 1; the ranking losses say so (You et al., 2019)
+    """
+
+    dim: Count = 128
+    vectors: How = "learned"
+    ranking: Literal["inner", "l2"] = "inner"
+    unit: bool = False
+
 
 class VectorModel(Model):
     """A model whose queries live in the space of item vectors: score = query · vector (+ bias)."""
 
-    def __init__(self, items: int, state_size: int, dim: int) -> None:
+    reads: ClassVar[bool] = True
+    """Whether it reads items through `items`, or only compares with them."""
+
+    def __init__(self, items: int, state_size: int, config: VectorConfig, given: Tensor | None) -> None:
         super().__init__(items, state_size)
-        self.items = nn.Embedding(items + 1, dim, padding_idx=0)
-        nn.init.normal_(self.items.weight, std=dim**-0.5)
-        with torch.no_grad():
-            self.items.weight[0] = 0
+        if (given is None) != (config.vectors == "learned"):
+            raise ValueError(f"vectors is {config.vectors!r} and {'none are' if given is None else 'some are'} given")
+        self.items: Items = (
+            LearnedItems(items, config.dim)
+            if given is None
+            else GivenItems(items, config.dim, config.vectors, given, self.reads)
+        )
+        self._ranking, self._unit = config.ranking, config.unit
+
+    def finished(self, queries: Tensor) -> Tensor:
+        """[N, Q]: of length 1 where the config says so."""
+        return F.normalize(queries, dim=-1) if self._unit else queries
 
     @property
     def vectors(self) -> Tensor:
-        """[items + 1, D]: what queries are compared with; row 0 is no item."""
-        return self.items.weight
+        """[items + 1, Q]: what queries are compared with; row 0 is no item."""
+        return self.items.whole()
 
     @property
     def bias(self) -> Tensor | None:
         """[items + 1] or None: what is added to the scores."""
-        return None
+        return self._offsets(self.vectors)
+
+    def _offsets(self, vectors: Tensor) -> Tensor | None:
+        # −|q − v|² = 2 (q·v − |v|²/2) − |q|², and the last term is the same for all items.
+        return None if self._ranking == "inner" else -vectors.square().sum(-1) / 2
+
+    def lookup(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """([R, Q], [R] or None): `vectors` and `bias` of item rows int64 [R] alone."""
+        vectors = self.items.compared(rows)
+        return vectors, self._offsets(vectors)
 
     def score(self, queries: Tensor) -> Tensor:
+        if isinstance(self.items, GivenItems):
+            return self._score_blocks(queries)
         bias = self.bias
         if bias is None:
             return queries @ self.vectors[1:].T
         return torch.addmm(bias[1:], queries, self.vectors[1:].T)
+
+    def score_rows(self, queries: Tensor, rows: Tensor) -> Tensor:
+        vectors, offsets = self.lookup(rows.flatten())
+        scores = torch.bmm(vectors.view(*rows.shape, -1), queries.unsqueeze(2)).squeeze(2)
+        return scores if offsets is None else scores + offsets.view_as(scores)
+
+    def _score_blocks(self, queries: Tensor) -> Tensor:
+        """The table is on disk: no more of it than a block is copied at a time."""
+        scores = queries.new_empty(len(queries), self.items_in_catalog)
+        for begin in range(0, self.items_in_catalog, BLOCK):
+            end = min(begin + BLOCK, self.items_in_catalog)
+            vectors, offsets = self.lookup(torch.arange(begin + 1, end + 1, device=queries.device))
+            block = queries @ vectors.T
+            scores[:, begin:end] = block if offsets is None else block + offsets
+        return scores

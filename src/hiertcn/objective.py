@@ -1,0 +1,83 @@
+"""What training makes small: the loss that the config names, with the negatives it needs."""
+
+from __future__ import annotations
+
+__all__ = ["LossConfig", "Objective", "scores_of"]
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from hiertcn.config import Config, Positive
+from hiertcn.impressions import MOST
+from hiertcn.losses import RankingLoss, cross_entropy, l2, ranking_loss, sampled_softmax
+from hiertcn.models import Model, VectorModel
+from hiertcn.negatives import Drawn, NegativeSampler, OwnNegatives
+from hiertcn.ragged import SessionBatch
+
+
+class LossConfig(Config):
+    """The loss of each target.
+
+    …_negatives:            of sampled_softmax: drawn uniformly, by train events^alpha, and the batch's other targets
+    own_negatives, drawn:   of the ranking losses: each target's, what was shown beside it, or else so many drawn ones
+    delta, nce_weight:      the margin of the hinges, the weight of nce's negatives
+    """
+
+    loss: Literal["cross_entropy", "sampled_softmax", "l2"] | RankingLoss = "cross_entropy"
+    uniform_negatives: Annotated[int, Field(ge=0)] = 256
+    popular_negatives: Annotated[int, Field(ge=0)] = 256
+    popularity_alpha: Annotated[float, Field(ge=0, le=1)] = 0.75
+    in_batch_negatives: bool = True
+    own_negatives: Annotated[int, Field(ge=1, le=MOST)] = MOST
+    drawn: Drawn = "popular"
+    delta: Annotated[float, Field(ge=0)] = 0.1
+    nce_weight: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        drawn = self.uniform_negatives or self.popular_negatives or self.in_batch_negatives
+        if self.loss == "sampled_softmax" and not drawn:
+            raise ValueError("sampled_softmax should have negatives: uniform, popular or in-batch ones")
+        return self
+
+
+def scores_of(config: LossConfig, targets: int, items: int, width: int) -> int:
+    """How many scores a batch of `targets` over `items` items has at once; or where those are few, how many numbers the
+    vectors have that it gathers for them, `width` each."""
+    if config.loss == "cross_entropy":
+        return targets * items
+    if config.loss == "sampled_softmax":
+        return targets * (config.uniform_negatives + config.popular_negatives + targets * config.in_batch_negatives)
+    return targets * (config.own_negatives + 1) * width
+
+
+class Objective:
+    """The loss of a batch, a scalar that is the mean over its targets."""
+
+    def __init__(self, train_events: npt.NDArray[np.int64], config: LossConfig) -> None:
+        self._config = config
+        self._shared = NegativeSampler(
+            train_events,
+            config.uniform_negatives,
+            config.popular_negatives,
+            config.popularity_alpha,
+            config.in_batch_negatives,
+        )
+        self._own = OwnNegatives(train_events, config.own_negatives, config.drawn, config.popularity_alpha)
+
+    def __call__(self, model: Model, queries: Tensor, batch: SessionBatch, rng: np.random.Generator) -> Tensor:
+        """Of `queries` [T, Q], those of the batch's targets; negatives are drawn from `rng`."""
+        assert isinstance(model, VectorModel)
+        config, targets, lookup = self._config, batch.targets, model.lookup
+        if config.loss == "cross_entropy":
+            return cross_entropy(queries, targets, model.vectors, model.bias)
+        if config.loss == "sampled_softmax":
+            return sampled_softmax(queries, targets, lookup, self._shared.draw(targets, rng))
+        if config.loss == "l2":
+            return l2(queries, targets, lookup)
+        negatives = self._own.draw(targets, batch.shown, rng)
+        return ranking_loss(config.loss, queries, targets, negatives, lookup, config.delta, config.nce_weight)
