@@ -26,7 +26,7 @@ _SMALL: dict[str, dict[str, int]] = {
     "last_items": {"window": 4},
     "popularity": {},
 }
-KINDS: dict[str, ModelConfig] = {name: config(**_SMALL[name]) for name, config in CONFIGS.items()} | {
+KINDS: dict[str, ModelConfig] = {name: CONFIGS[name](**sizes) for name, sizes in _SMALL.items()} | {
     "full": FULL,
     "learned decay, max": HierTCNConfig(**SIZES, gap_decay="learned", aggregate="max"),
     "softmax head, four layers": HierTCNConfig(dim=8, units=6, channels=(7, 7, 7, 7), head="softmax"),

@@ -22,7 +22,7 @@ FLOORS = {
     5: "training demo report pictures timeline progress settings checkpoint optimizer estimate",
     4: "batching streams objective ranking targets evaluation recommender histories inspection",
     3: """cache artifact preparation states states.memory states.protocol states.sqlite states.state
-          models models.aggregation models.gru models.hiertcn models.hrnn models.items
+          models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item
           models.moving_average models.outline models.popularity models.protocol models.recurrence models.tcn""",
     2: "sessions catalog ragged packing losses negatives synth metrics filters splits itemlist vectors impressions",
     1: "events columns options quarantine sources tables lines times config errors files",

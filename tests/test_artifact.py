@@ -92,8 +92,9 @@ def test_the_files_are_what_the_docs_say(folder: Path) -> None:
 
 def test_an_outline_takes_no_memory_and_has_every_shape() -> None:
     events = np.arange(6)
+    vectors = np.ones((6, 3), dtype=np.float32)
     for config in CONFIGS.values():
-        model, real = outline(config(), events), build(config(), events, seed=0)
+        model, real = outline(config(), events, vectors), build(config(), events, 0, vectors)
         assert all(tensor.is_meta for tensor in model.state_dict().values())
         assert {n: (t.shape, t.dtype) for n, t in model.state_dict().items()} == {
             n: (t.shape, t.dtype) for n, t in real.state_dict().items()

@@ -16,6 +16,8 @@ from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel, build, trai
 from hiertcn.models.gru import GRUConfig
 from hiertcn.models.hiertcn import HierTCNConfig
 from hiertcn.models.hrnn import HRNNConfig
+from hiertcn.models.items import GivenItems
+from hiertcn.models.max_item import MaxItemConfig
 from hiertcn.models.moving_average import MovingAverageConfig
 from hiertcn.models.popularity import LastItemsConfig, PopularityConfig
 from scoring import Person, in_batches, one_by_one, passed
@@ -24,6 +26,8 @@ Log = Callable[..., SessionBatches]
 GAP = 1800
 TRAIN_EVENTS = np.array([0, 5, 3, 9, 1, 7, 2])
 CATALOG = len(TRAIN_EVENTS) - 1
+VECTORS = np.random.default_rng(2).normal(size=(CATALOG + 1, 5)).astype(np.float32)
+VECTORS[0] = 0
 WAITS = [0, 1, 60, 600, GAP - 1, GAP, GAP + 1, 86_400, 500_000]
 EVERYTHING = {"channels": (7, 9, 7, 8), "kernel": 3, "gap_decay": "learned", "norm": True, "clock": True}
 
@@ -47,9 +51,22 @@ MODELS: dict[str, ModelConfig] = {
     "gru": GRUConfig(dim=6, units=5),
     "hrnn": HRNNConfig(dim=6, units=5),
     "moving_average": MovingAverageConfig(dim=6, window=4),
+    "hiertcn-fixed-l2": hiertcn(vectors="fixed", ranking="l2", unit=True),
+    "hiertcn-tuned": hiertcn(vectors="tuned", clock=True),
+    "gru-both-l2": GRUConfig(dim=6, units=5, vectors="both", ranking="l2"),
+    "moving_average-fixed": MovingAverageConfig(window=4, vectors="fixed"),
+    "max_item": MaxItemConfig(window=4),
     "popularity": PopularityConfig(),
     "last_items": LastItemsConfig(window=4),
 }
+
+
+def test_max_item_is_the_best_match_of_the_last_items(logged: Log) -> None:
+    model = build(MaxItemConfig(window=2), TRAIN_EVENTS, 0, VECTORS)
+    scores = in_batches(model, logged([("u", [1, 4, 2], [0, 10, 5000], "test")]))
+    matches = torch.from_numpy(VECTORS) @ torch.from_numpy(VECTORS[1:]).T
+    expected = torch.stack([torch.zeros(CATALOG), matches[1], torch.maximum(matches[1], matches[4])])
+    torch.testing.assert_close(scores, expected)
 
 
 def test_every_model_is_held_to_the_contract() -> None:
@@ -92,7 +109,7 @@ def first_of_sessions(times: list[float]) -> list[bool]:
 class TestModelContract:
     @pytest.fixture
     def model(self, config: ModelConfig) -> Model:
-        return build(config, TRAIN_EVENTS, seed=3).double()
+        return build(config, TRAIN_EVENTS, 3, VECTORS).double()
 
     def test_batches_are_event_by_event(self, model: Model, logged: Log) -> None:
         close(in_batches(model, logged(PEOPLE)), one_by_one(model, PEOPLE, GAP))
@@ -194,9 +211,12 @@ class TestModelContract:
 
     def test_gradients_reach_every_parameter(self, model: Model, logged: Log) -> None:
         assert trainable(model.config) is bool(list(model.parameters()))
-        if not isinstance(model, VectorModel):
+        if not isinstance(model, VectorModel) or not trainable(model.config):
             return
         model.train()
+        if isinstance(model.items, GivenItems) and model.items.how == "both":
+            # At zero it gives no gradient to what reads the state for it.
+            torch.nn.init.normal_(model.items.learned.weight)  # type: ignore[union-attr]
         torch.manual_seed(0)
         for batch, queries in passed(model, logged(PEOPLE)):
             known = batch.targets > 0
@@ -217,7 +237,7 @@ class TestModelContract:
         assert torch.equal(one, two) is not bool(getattr(model.config, "dropout", 0.0))
 
     def test_half_precision_carries_full_states(self, config: ModelConfig, logged: Log) -> None:
-        model = build(config, TRAIN_EVENTS, seed=3).eval()
+        model = build(config, TRAIN_EVENTS, 3, VECTORS).eval()
         precise = torch.cat([queries for _, queries in passed(model, logged(PEOPLE))])
         with torch.autocast("cpu", torch.bfloat16):
             rough = torch.cat([queries for _, queries in passed(model, logged(PEOPLE))])
@@ -231,10 +251,10 @@ class TestModelContract:
     def test_the_seed_makes_the_weights(self, config: ModelConfig) -> None:
         torch.manual_seed(11)
         before = torch.get_rng_state()
-        one, same, other = (build(config, TRAIN_EVENTS, seed).state_dict() for seed in (1, 1, 2))
+        one, same, other = (build(config, TRAIN_EVENTS, seed, VECTORS).state_dict() for seed in (1, 1, 2))
         assert torch.equal(torch.get_rng_state(), before)
         torch.manual_seed(12)
-        again = build(config, TRAIN_EVENTS, 1).state_dict()
+        again = build(config, TRAIN_EVENTS, 1, VECTORS).state_dict()
         assert all(torch.equal(value, same[name]) and torch.equal(value, again[name]) for name, value in one.items())
         assert all(torch.equal(value, other[name]) for name, value in one.items()) is not trainable(config)
 

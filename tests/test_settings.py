@@ -30,11 +30,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def test_the_presets() -> None:
-    assert set(PRESETS) == {"gru", "hrnn", "moving_average", "paper", "small"}
+    assert set(PRESETS) == {"gru", "hrnn", "moving_average", "paper", "pinterest", "small"}
     assert read_settings("paper")[0] == HierTCNConfig(head="softmax")
     for preset in PRESETS:
         model, train = read_settings(preset)
-        assert model.name == {"paper": "hiertcn", "small": "hiertcn"}.get(preset, preset)
+        assert model.name == (preset if preset in CONFIGS else "hiertcn")
         assert isinstance(train, TrainConfig)
 
 
@@ -172,11 +172,12 @@ BASE: dict[str, dict[str, Any]] = {
     "gru": {"dim": 6, "units": 5},
     "moving_average": {"dim": 6, "window": 4},
     "last_items": {"window": 4},
+    "max_item": {"window": 4},
     "popularity": {},
 }
+COMMON = {"dim": 8, "vectors": "fixed", "ranking": "l2", "unit": True}
 CHANGES: dict[str, dict[str, Any]] = {
     "hiertcn": {
-        "dim": 8,
         "units": 6,
         "state_layers": 1,
         "channels": (7, 7, 7),
@@ -187,11 +188,13 @@ CHANGES: dict[str, dict[str, Any]] = {
         "dropout": 0.5,
         "norm": True,
         "clock": True,
+        **COMMON,
     },
-    "hrnn": {"dim": 8, "units": 6, "dropout": 0.5},
-    "gru": {"dim": 8, "units": 6, "layers": 1, "dropout": 0.5},
-    "moving_average": {"dim": 8, "window": 2},
+    "hrnn": {"units": 6, "dropout": 0.5, **COMMON},
+    "gru": {"units": 6, "layers": 1, "dropout": 0.5, **COMMON},
+    "moving_average": {"window": 2, **COMMON},
     "last_items": {"window": 2},
+    "max_item": {"window": 2},
     "popularity": {},
 }
 
@@ -204,7 +207,8 @@ def test_every_field_is_tested() -> None:
 
 def outcome(config: ModelConfig, cache: Cache) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """Shapes of the parameters, and the scores that the model in training gives the targets of two batches."""
-    model = build(config, cache.catalog.train_events, seed=0).train()
+    given = np.random.default_rng(0).normal(size=(cache.catalog.size + 1, 9)).astype(np.float32)
+    model = build(config, cache.catalog.train_events, 0, given).train()
     carried = model.zero_state(8)
     scores = []
     with torch.no_grad(), torch.random.fork_rng():
@@ -222,7 +226,7 @@ def test_a_field_changes_the_model(name: str, field: str, cache: Cache) -> None:
     shapes, scores = outcome(CONFIGS[name](**base), cache)
     other_shapes, other_scores = outcome(CONFIGS[name](**{**base, field: CHANGES[name][field]}), cache)
     assert np.abs(scores - other_scores).max() > 1e-6
-    if field not in ("dropout", "aggregate", "gap_decay", "window"):
+    if field not in ("dropout", "aggregate", "gap_decay", "window", "ranking", "unit"):
         assert shapes != other_shapes
 
 

@@ -140,7 +140,7 @@ def inspect(
 def train(
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
-    preset: Annotated[str, typer.Option(help="small, paper, hrnn, gru or moving_average.")] = "small",
+    preset: Annotated[str, typer.Option(help="small, paper, pinterest, hrnn, gru or moving_average.")] = "small",
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train part at most.")] = None,
     loss: Annotated[str | None, typer.Option(help="cross_entropy or sampled_softmax.")] = None,

@@ -8,6 +8,7 @@ __all__ = [
     "HRNNConfig",
     "HierTCNConfig",
     "LastItemsConfig",
+    "MaxItemConfig",
     "Model",
     "ModelConfig",
     "MovingAverageConfig",
@@ -28,18 +29,22 @@ from hiertcn.errors import InputError
 from hiertcn.models.gru import GRU, GRUConfig
 from hiertcn.models.hiertcn import HierTCN, HierTCNConfig
 from hiertcn.models.hrnn import HRNN, HRNNConfig
+from hiertcn.models.max_item import MaxItem, MaxItemConfig
 from hiertcn.models.moving_average import MovingAverage, MovingAverageConfig
 from hiertcn.models.popularity import Counting, LastItems, LastItemsConfig, Popularity, PopularityConfig
 from hiertcn.models.protocol import Model, VectorConfig, VectorModel
 from hiertcn.vectors import Vectors
 
-ModelConfig = HierTCNConfig | HRNNConfig | GRUConfig | MovingAverageConfig | PopularityConfig | LastItemsConfig
+ModelConfig = (
+    HierTCNConfig | HRNNConfig | GRUConfig | MovingAverageConfig | MaxItemConfig | PopularityConfig | LastItemsConfig
+)
 
 _MODELS: dict[type[ModelConfig], Any] = {
     HierTCNConfig: HierTCN,
     HRNNConfig: HRNN,
     GRUConfig: GRU,
     MovingAverageConfig: MovingAverage,
+    MaxItemConfig: MaxItem,
     PopularityConfig: Popularity,
     LastItemsConfig: LastItems,
 }
@@ -58,6 +63,7 @@ def build(config: ModelConfig, train_events: npt.NDArray[np.int64], seed: int, v
     vectors: [items + 1, G], those of the catalog; needed where `config.vectors` is not "learned", else not used.
     """
     how = config.vectors if isinstance(config, VectorConfig) else "learned"
+    how = "fixed" if isinstance(config, MaxItemConfig) else how
     if how != "learned" and vectors is None:
         raise InputError(
             f"The model is to use the items' own vectors ({how}), but the catalog holds none. Prepare the log with "

@@ -75,7 +75,8 @@ class GivenItems(nn.Module):
         if self.how == "tuned" and self.learned is not None:
             out: Tensor = self.learned(rows)
             return out
-        return F.embedding(rows, self.given).to(torch.float32 if self.project is None else self.project.weight.dtype)
+        found = F.embedding(rows, self.given)
+        return found.float() if found.dtype == torch.float16 else found
 
     def forward(self, rows: Tensor) -> Tensor:
         """[…, D]: what a model reads of item rows […]."""
