@@ -18,7 +18,7 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: "cli flags",
+    6: "cli verbs verbs.flags verbs.logs verbs.runs",
     5: "training demo report pictures timeline progress settings checkpoint optimizer estimate",
     4: "batching streams objective ranking targets evaluation recommender histories inspection",
     3: """cache artifact preparation states states.memory states.protocol states.sqlite states.state
@@ -35,7 +35,7 @@ WITHOUT_TORCH = [
 ]
 ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
 # Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
-LAZY = {"cli", ""}
+LAZY = {"cli", "verbs.runs", ""}
 
 
 def name_of(path: Path) -> str:

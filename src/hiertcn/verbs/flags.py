@@ -12,6 +12,8 @@ __all__ = [
     "SessionColumn",
     "TimeUnit",
     "Zone",
+    "console",
+    "say",
     "within",
 ]
 
@@ -19,6 +21,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+
+console = Console(stderr=True)
 
 
 def within(panel: str, text: str | None = None, default: str | bool = True) -> Any:
@@ -38,3 +43,8 @@ OtherCache = Annotated[
     Path | None,
     typer.Option("--cache", help="Another prepared log; items are matched by id.", show_default="the run's"),
 ]
+
+
+def say(text: str) -> None:
+    """A line for the person, beside what is printed for programs."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
