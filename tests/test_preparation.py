@@ -225,6 +225,25 @@ def test_what_was_read_and_chosen_is_recorded(tmp_path: Path) -> None:
     assert (sources["options"]["split"], sources["options"]["seed"], sources["preset"]) == ("users", 3, None)
 
 
+@pytest.mark.parametrize("step", [1, 10**6])
+@pytest.mark.parametrize("items", [5, 40_000])
+def test_events_are_in_order_however_wide_their_columns(tmp_path: Path, items: int, step: int) -> None:
+    """Of 30 years in microseconds and many items a row is more than one number can hold."""
+    rng = np.random.default_rng(0)
+    item = np.append(rng.integers(0, items, 500), np.arange(items))
+    times = BEGIN * 10**6 - rng.integers(0, 9 * 10**14 // step, len(item)) * step
+    log = pl.DataFrame({"user": rng.integers(0, 3000, len(item)), "item": item, "ts": times})
+    cache = prepare(log, tmp_path / "cache", time_unit="us", min_user_events=1)
+    names = cache.catalog.items["item_id"].to_list()
+    sessions, ids = cache.shard(0).sessions, cache.shard(0).user_ids.to_list()
+    users = np.repeat(np.arange(len(ids)), np.diff(sessions.event_offsets))
+    found = [
+        (ids[user], time, names[row - 1])
+        for user, time, row in zip(users.tolist(), sessions.times.tolist(), sessions.items.tolist(), strict=True)
+    ]
+    assert found == sorted(log.select("user", "ts", "item").rows())
+
+
 def test_what_is_there_already_is_not_lost(tmp_path: Path) -> None:
     log, out = make_log(), tmp_path / "cache"
     out.mkdir()

@@ -14,6 +14,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -58,17 +59,17 @@ class SessionBatches:
         self._impressions = "events_with_impressions" in cache.manifest.parts[part]
         self.rows, self._sessions, self._chunk = rows, sessions, chunk
         self._shuffle, self._seed = shuffle, seed
-        self._streams: OrderedDict[int, tuple[Stream, Ints]] = OrderedDict()
+        self._streams: OrderedDict[int, tuple[Stream, _Chunks]] = OrderedDict()
         self._first_event = np.cumsum([0, *(shard["events"] for shard in cache.manifest.shards)])
         self._chunks: list[npt.NDArray[np.int32]] = []
         self.targets = 0
         for index in range(len(cache)):
             stream, chunks = self._stream(index)
-            per_user = np.diff(chunks[stream.user_offsets]).astype(np.int32)
+            per_user = np.diff(chunks.offsets[stream.user_offsets]).astype(np.int32)
             if users < 1:
                 per_user[np.random.default_rng([seed, index]).random(len(per_user)) >= users] = 0
             self._chunks.append(per_user)
-            bounds = np.searchsorted(stream.positions, stream.session_offsets[stream.user_offsets])
+            bounds = chunks.targets_before[stream.session_offsets[stream.user_offsets]]
             self.targets += int(np.diff(bounds)[per_user > 0].sum())
         self.epoch = 0
         self.batch = 0
@@ -82,12 +83,11 @@ class SessionBatches:
         rng = np.random.default_rng([self._seed, self.epoch])
         return [(shards[i][0], rng.permutation(shards[i][1])) for i in rng.permutation(len(shards))]
 
-    def _stream(self, index: int) -> tuple[Stream, Ints]:
-        """A shard's stream, and the offsets [M+1] of its sessions in chunks; a bounded number stays resident."""
+    def _stream(self, index: int) -> tuple[Stream, _Chunks]:
+        """A shard's stream, cut into chunks; a bounded number stays resident."""
         if index not in self._streams:
             stream = Stream.of(self._cache.shard(index).sessions, self._item_rows, self._part)
-            lengths = np.diff(stream.session_offsets)
-            self._streams[index] = stream, np.concatenate([[0], np.cumsum(-(-lengths // self._chunk))])
+            self._streams[index] = stream, _Chunks.of(stream, self._chunk)
             if len(self._streams) > RESIDENT_SHARDS:
                 self._streams.popitem(last=False)
         self._streams.move_to_end(index)
@@ -128,26 +128,29 @@ class SessionBatches:
 
     def _assemble(self, index: int) -> SessionBatch:
         part = self._plan.segments(index)
-        pieces = [self._piece(int(shard), _select(part, part["shard"] == shard)) for shard in np.unique(part["shard"])]
-        columns: dict[str, Any] = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
-        # Positions are places within their piece.
-        sizes = np.cumsum([0, *(len(p["items"]) for p in pieces)])
-        columns["positions"] += np.repeat(sizes[:-1], [len(p["positions"]) for p in pieces])
+        shards = part["shard"]
+        if (shards == shards[0]).all():
+            columns = self._piece(int(shards[0]), part)
+        else:
+            pieces = [self._piece(int(shard), _select(part, shards == shard)) for shard in np.unique(shards)]
+            columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
+            # Positions are places within their piece.
+            sizes = np.cumsum([0, *(len(p["items"]) for p in pieces)])
+            columns["positions"] += np.repeat(sizes[:-1], [len(p["positions"]) for p in pieces])
         row, closing = columns.pop("row"), np.flatnonzero(columns.pop("closing"))
         return pack_sessions(**columns, rows=row[closing], closing=closing)
 
     def _piece(self, shard: int, part: dict[str, Ints]) -> dict[str, Any]:
         """The arrays of `pack_sessions` for segments of one shard; a segment is chunks [begin, end) of one user."""
         stream, chunks = self._stream(shard)
-        base = chunks[stream.user_offsets[part["user"]]]
+        base = chunks.offsets[stream.user_offsets[part["user"]]]
         first, last = base + part["begin"], base + part["end"] - 1
-        from_session = np.searchsorted(chunks, first, side="right") - 1
-        to_session = np.searchsorted(chunks, last, side="right") - 1
+        from_session, to_session = chunks.session[first].astype(np.int64), chunks.session[last].astype(np.int64)
         offsets = stream.session_offsets
         start = offsets[from_session]
-        begin = start + (first - chunks[from_session]) * self._chunk
+        begin = start + (first - chunks.offsets[from_session]) * self._chunk
         session_end = offsets[to_session + 1]
-        end = np.minimum(offsets[to_session] + (last - chunks[to_session] + 1) * self._chunk, session_end)
+        end = np.minimum(offsets[to_session] + (last - chunks.offsets[to_session] + 1) * self._chunk, session_end)
         user_sessions = to_session - from_session + 1
         session = _ranges(from_session, to_session + 1)
         lengths = offsets[session + 1] - offsets[session]
@@ -156,7 +159,7 @@ class SessionBatches:
         finished = np.ones(len(session), dtype=bool)
         finished[closes] = end == session_end
         flat = _ranges(start, end)
-        low, high = np.searchsorted(stream.positions, begin), np.searchsorted(stream.positions, end)
+        low, high = chunks.targets_before[begin], chunks.targets_before[end]
         target = _ranges(low, high)
         shift = np.cumsum(end - start) - (end - start) - start
         return {
@@ -183,6 +186,26 @@ class SessionBatches:
         shown = np.zeros((len(target), MOST), dtype=np.int64)
         shown[np.arange(MOST) < counts[:, None]] = stream.shown[_ranges(begins, begins + counts)]
         return shown
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """A stream cut into chunks. offsets: int64 [M+1], of each session     session: int32 [chunks], of each
+    targets_before: int64 [P+1], of each position: looked up thousands of times a batch, so it is not searched for."""
+
+    offsets: Ints
+    session: npt.NDArray[np.int32]
+    targets_before: Ints
+
+    @classmethod
+    def of(cls, stream: Stream, chunk: int) -> _Chunks:
+        count = -(-np.diff(stream.session_offsets) // chunk)
+        asked = np.bincount(stream.positions, minlength=len(stream.items))
+        return cls(
+            np.concatenate([[0], np.cumsum(count)]),
+            np.repeat(np.arange(len(count), dtype=np.int32), count),
+            np.concatenate([[0], np.cumsum(asked)]),
+        )
 
 
 def _ranges(begins: Ints, ends: Ints) -> Ints:

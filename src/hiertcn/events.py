@@ -10,6 +10,7 @@ __all__ = ["Columns", "Events", "as_logged", "read_events"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import EXAMPLES, Quarantine, shown
 from hiertcn.sources import find_sources, unpacked
 from hiertcn.tables import Layout, Rows, Table, open_table
-from hiertcn.times import as_logged, read_times
+from hiertcn.times import UNITS, as_logged, read_times
 
 _LONGEST_ID = 256
 _CONTROL = r"\p{Cc}"
+_SECOND = UNITS["us"]
 _IDS = ("user", "item")
+# Integers that lie so close are looked up in a table; the others, and texts, are joined.
+_DENSE = 4
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
 
 
@@ -101,7 +105,7 @@ def read_events(
     )
     if not good.all():
         frame = frame.filter(good)
-    frame = frame.sort(frame.columns)
+    frame = _sorted(frame)
     duplicates = 0
     if not keep_duplicates:
         same = _repeats(frame.select(role for role in ("user", "time", "item", "type") if role in frame.columns))
@@ -127,6 +131,31 @@ def _quarantine(names: list[str], read: list[Rows]) -> Quarantine:
     if quarantine.total == quarantine.read:
         raise InputError(f"None of {quarantine.read:,} rows can be used: {quarantine.summary()}. Mend the log.")
     return quarantine
+
+
+def _sorted(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows in the order of their columns, none of which holds a null.
+
+    Where all values of a row fit one number together, sorting those numbers is several times faster.
+    """
+    if not frame.height:
+        return frame
+    seconds = bool((frame["time"] % _SECOND == 0).all())
+    columns = [frame[name] // _SECOND if seconds and name == "time" else frame[name] for name in frame.columns]
+    lows = [int(column.min()) for column in columns]  # type: ignore[arg-type]
+    spans = [int(column.max()) - low + 1 for column, low in zip(columns, lows, strict=True)]  # type: ignore[arg-type]
+    if prod(spans) >= 1 << 63:
+        return frame.sort(frame.columns)
+    key = pl.Series(np.zeros(frame.height, dtype=np.int64))
+    for column, low, span in zip(columns, lows, spans, strict=True):
+        key = key * span + (column.cast(pl.Int64) - low)
+    key = key.sort()
+    found: list[pl.Series] = []
+    for column, low, span in reversed(list(zip(columns, lows, spans, strict=True))):
+        found.append((key % span + low).cast(column.dtype).alias(column.name))
+        key = key // span
+    ordered = pl.DataFrame(reversed(found))
+    return ordered.with_columns(pl.col("time") * _SECOND) if seconds else ordered
 
 
 def _repeats(frame: pl.DataFrame) -> pl.Series:
@@ -217,6 +246,12 @@ class _Places:
 
 def _codes(values: pl.Series, unique: pl.Series) -> pl.Series:
     """uint32 [N]: the place of each value in `unique` (null among them finds null)."""
+    if values.dtype.is_integer() and len(values) and not values.null_count():
+        low, high = int(values.min()), int(values.max())  # type: ignore[arg-type]
+        if high - low < _DENSE * len(values):
+            places = np.zeros(high - low + 1, dtype=np.uint32)
+            places[(unique.cast(pl.Int64) - low).to_numpy()] = np.arange(len(unique), dtype=np.uint32)
+            return pl.Series(places[(values.cast(pl.Int64) - low).to_numpy()])
     table = pl.DataFrame({"id": unique}).with_row_index("code")
     found = pl.DataFrame({"id": values}).join(table, on="id", how="left", maintain_order="left", nulls_equal=True)
     return found["code"].cast(pl.UInt32)

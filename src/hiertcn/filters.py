@@ -28,13 +28,22 @@ class Waterfall:
             {
                 "step": step,
                 "events": frame.height,
-                "users": frame["user"].n_unique(),
-                "items": frame["item"].n_unique(),
+                "users": int(np.count_nonzero(_counts(frame["user"]))),
+                "items": int(np.count_nonzero(_counts(frame["item"]))),
                 "dropped_events": before - frame.height,
             }
         )
         if not frame.height:
             raise InputError(f"No event is left after: {self}. Loosen the filter of the last step.")
+
+    def check(self) -> None:
+        """Raise InputError if what the last step left has nothing to predict."""
+        left = self.steps[-1]
+        if left["users"] < 2 or left["items"] < 2:
+            raise InputError(
+                f"Nothing to predict: {left['events']:,} events of {left['users']:,} user(s) on {left['items']:,} "
+                "item(s); expected at least two of each. Check the columns of users and items, and the filters."
+            )
 
     def __str__(self) -> str:
         return "; ".join(
@@ -49,6 +58,7 @@ def filtered(events: Events, config: PrepareConfig, named: pl.Series | None) -> 
     """
     frame, waterfall = events.frame, Waterfall()
     waterfall.add("as read, usable, without duplicates", frame)
+    waterfall.check()
     if config.drop_types:
         frame = _keep(frame, ~_of_types(events, config.drop_types))
         waterfall.add(f"without types {', '.join(config.drop_types)}", frame)

@@ -84,7 +84,6 @@ def prepare(
     config = _with_policy(config, given is not None)
     if named is not None and config.unknown_items == "error":
         _refuse_unknown(events, named)
-    _check_many(events.frame)
     for name in config.drop_types:
         if name not in events.names.get("type", [name]):
             known = [known for known in events.names["type"] if known]
@@ -93,7 +92,7 @@ def prepare(
     frame, waterfall = filtered(events, config, named)
     for step in waterfall.steps:
         say(f"  {step['events']:>13,} events {step['users']:>11,} users {step['items']:>10,} items   {step['step']}")
-    _check_many(frame)
+    waterfall.check()
     offsets = _runs(frame["user"].to_numpy())
     users = events.user_ids.gather(frame["user"].gather(offsets[:-1]))
     times = frame["time"].to_numpy()
@@ -177,15 +176,6 @@ def _check_place(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(
             f"{shown(str(out))} is a cache already. Choose another --out, or pass --overwrite to replace it."
-        )
-
-
-def _check_many(frame: pl.DataFrame) -> None:
-    users, items = frame["user"].n_unique(), frame["item"].n_unique()
-    if users < 2 or items < 2:
-        raise InputError(
-            f"Nothing to predict: {frame.height:,} events of {users:,} user(s) on {items:,} item(s); expected at "
-            "least two of each. Check the columns of users and items, and the filters."
         )
 
 
