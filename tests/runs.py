@@ -14,9 +14,10 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hiertcn.artifact import Run, write_manifest
+from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError
+from hiertcn.manifest import write_manifest
 from hiertcn.models import HierTCNConfig, ModelConfig
 from hiertcn.preparation import prepare
 from hiertcn.progress import Progress

@@ -18,10 +18,10 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: "cli verbs verbs.flags verbs.logs verbs.runs",
-    5: "training demo report pictures timeline progress settings checkpoint optimizer estimate",
-    4: "batching streams objective ranking targets evaluation recommender histories inspection",
-    3: """cache artifact preparation states states.memory states.protocol states.sqlite states.state
+    6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
+    5: "training demo report pictures timeline progress settings checkpoint optimizer estimate assortment",
+    4: "batching streams objective ranking targets evaluation recommender histories inspection userqueries",
+    3: """cache artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item
           models.moving_average models.outline models.popularity models.protocol models.recurrence models.tcn""",
     2: "sessions catalog ragged packing losses negatives synth metrics filters splits itemlist vectors impressions",
@@ -35,7 +35,7 @@ WITHOUT_TORCH = [
 ]
 ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
 # Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
-LAZY = {"cli", "verbs.runs", ""}
+LAZY = {"cli", "verbs.catalogs", "verbs.runs", ""}
 
 
 def name_of(path: Path) -> str:

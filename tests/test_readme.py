@@ -24,11 +24,13 @@ SET_UP = ("make ", "pip ", "python -m venv", "source ", "git ")
 
 def flags() -> dict[str, set[str]]:
     """The flags of every verb; those of `prepare` are the demo's too."""
-    verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    verbs = dict(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]
+    catalog = verbs.pop("catalog").commands.values()
     found = {
         verb: {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help", "-h"}
         for verb, command in verbs.items()
     }
+    found["catalog"] = {flag for verb in catalog for option in verb.params for flag in option.opts}
     return found | {"demo": found["demo"] | found["prepare"]}
 
 

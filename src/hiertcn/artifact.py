@@ -1,69 +1,58 @@
 """The model directory: what training leaves and what recommending needs, checked by digest, never unpickled.
 
-    RUN/manifest.json           configs, the cache and catalog it was trained on, metrics, a digest of each file
-    RUN/model-<digest>.safetensors   the best weights so far
-    RUN/catalog.arrow           the catalog (see catalog.py)
-    RUN/checkpoint.json, checkpoint-<digest>.safetensors   where training stands, for --resume
-    RUN/tensorboard/            how it went; the manifest has each epoch's figures, too
-
-A file is written under the name of its digest before the manifest that names it is replaced, so a kill at any moment
-leaves the old state or the new one, whole. A manifest holds the digest of itself.
+RUN/manifest.json           configs, the cache and catalog it was trained on, metrics, a digest of each file
+RUN/model-<digest>.safetensors   the best weights so far
+RUN/catalog.arrow           the catalog (see catalog.py); catalog-<digest>.arrow once items were added
+RUN/vectors-<digest>.npy    the vectors its items came with, if the model uses them
+RUN/checkpoint.json, checkpoint-<digest>.safetensors   where training stands, for --resume
+RUN/tensorboard/            how it went; the manifest has each epoch's figures, too
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "Listed",
-    "Run",
-    "read_manifest",
-    "read_tensors",
-    "state_history",
-    "write_manifest",
-    "write_run",
-    "write_tensors",
-]
+__all__ = ["Run", "change_run", "state_history", "write_run"]
 
-import hashlib
-import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from hiertcn import __version__
 from hiertcn.catalog import Catalog
 from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError
-from hiertcn.files import ASIDE, digest_of, write_text, written_aside
+from hiertcn.files import ASIDE, digest_of, written_aside
+from hiertcn.manifest import (
+    Listed,
+    checked,
+    drop_others,
+    read_manifest,
+    read_tensors,
+    write_manifest,
+    write_tensors,
+)
 from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel
 from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
 from hiertcn.vectors import Vectors, open_vectors
 
-FORMAT = 1
 _NAME = "manifest.json"
-
-
-class Listed(BaseModel, strict=True):
-    """What a manifest says of a file beside it."""
-
-    file: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
-    sha256: str
-    bytes: int
 
 
 class _Catalog(Listed):
     size: Annotated[int, Field(ge=0)]
     fingerprint: str
+    trained: str
 
 
 class _Named(BaseModel, strict=True):
@@ -80,95 +69,12 @@ class _Manifest(BaseModel, strict=True):
     catalog: _Catalog
     weights: Listed
     vectors: Listed | None
+    withdrawn: list[Annotated[int, Field(ge=1)]]
     cache: _Origin
     session_gap: Annotated[Positive, Field(allow_inf_nan=False)]
     max_session_events: Count
     validation: dict[str, float]
     history: list[dict[str, float]]
-
-
-def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Write tensors to `folder` under a name with their digest; what a manifest says of the file."""
-    written = folder / f"{stem}{ASIDE}"
-    with written_aside(written) as aside:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    digest = digest_of(written)
-    named = written.rename(folder / f"{stem}-{digest[:12]}.safetensors")
-    return {"file": named.name, "sha256": digest, "bytes": named.stat().st_size}
-
-
-def checked(folder: Path, listed: dict[str, Any]) -> Path:
-    """The path of a listed file, after its place, size and digest are found to be as stated. Raises ArtifactError."""
-    path: Path = folder / listed["file"]
-    if path.is_symlink() or not path.is_file():
-        raise ArtifactError(
-            f"{path} is not a plain file of the model directory. Train the model again or copy it whole."
-        )
-    if path.stat().st_size != listed["bytes"] or (actual := digest_of(path)) != listed["sha256"]:
-        found = f"{path.stat().st_size} bytes" if path.stat().st_size != listed["bytes"] else f"SHA-256 {actual}"
-        raise ArtifactError(
-            f"{path} has {found}; its manifest says {listed['bytes']} bytes, SHA-256 {listed['sha256']}. "
-            "The file is damaged: copy the model directory again or train the model again."
-        )
-    return path
-
-
-def read_tensors(folder: Path, listed: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file written by `write_tensors`. Raises ArtifactError unless it is as stated."""
-    path = checked(folder, listed)
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ArtifactError(f"{path} is no safetensors file ({str(error)[:80]}). Train the model again.") from error
-    return tensors
-
-
-def _digest_of_rest(manifest: dict[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def write_manifest(path: Path, facts: dict[str, Any]) -> None:
-    """Replace the manifest at `path` by one that says `facts`, its format and its own digest."""
-    manifest = {"format": FORMAT, "hiertcn": __version__, "torch": torch.__version__, **facts}
-    write_text(path, json.dumps({**manifest, "sha256": _digest_of_rest(manifest)}, indent=1))
-
-
-def read_manifest(path: Path, shape: type[BaseModel]) -> dict[str, Any]:
-    """What `write_manifest` wrote. Raises ArtifactError if it is missing, damaged, of another format or shape."""
-    try:
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise OSError("it is no plain file")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"{path.parent} is not a model directory: {path.name} can't be read ({error}). "
-            "Give the folder that `hiertcn train CACHE --out RUN` wrote."
-        ) from error
-    if isinstance(found, dict) and "waterfall" in found:
-        raise ArtifactError(
-            f"{path.parent} is a prepared log, not a model directory. Give the folder that `hiertcn train "
-            f"{path.parent} --out RUN` wrote."
-        )
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        written = found.get("format") if isinstance(found, dict) else None
-        raise ArtifactError(
-            f"{path} has format {str(written)[:80]}; this is hiertcn {__version__}, which reads format {FORMAT}. "
-            "Use the version that wrote it, or train the model again."
-        )
-    if found.get("sha256") != (actual := _digest_of_rest(found)):
-        raise ArtifactError(
-            f"{path} has SHA-256 {actual}, and says {str(found.get('sha256'))[:80]}. "
-            "The file is damaged: copy the model directory again or train the model again."
-        )
-    try:
-        shape.model_validate(found)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
-        raise ArtifactError(
-            f"{path} does not say what it has to: {problems}. Copy the model directory again or train the model again."
-        ) from None
-    return found
 
 
 def write_run(
@@ -181,25 +87,30 @@ def write_run(
 ) -> None:
     """Make `model` the model of the directory, with `facts` (train config, cache, metrics) in its manifest, and the
     table of its items' own vectors, if it uses them."""
-    catalog_path = folder / "catalog.arrow"
-    with written_aside(catalog_path) as aside:
-        catalog.items.write_ipc(aside, compat_level=pl.CompatLevel.oldest())
     weights = write_tensors(folder, "model", model.state_dict())
     manifest = {
         "model": {"name": config.name, **config.model_dump(mode="json")},
-        "catalog": {
-            "size": catalog.size,
-            "fingerprint": catalog.fingerprint,
-            "file": catalog_path.name,
-            "sha256": digest_of(catalog_path),
-            "bytes": catalog_path.stat().st_size,
-        },
+        "catalog": {**_write_catalog(folder, "catalog.arrow", catalog), "trained": catalog.fingerprint},
         "weights": weights,
         "vectors": None if vectors is None else _linked(vectors, folder),
+        "withdrawn": [],
         **facts,
     }
     write_manifest(folder / _NAME, manifest)
     drop_others(folder, "model", weights["file"])
+
+
+def _write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
+    path = folder / name
+    with written_aside(path) as aside:
+        catalog.items.write_ipc(aside, compat_level=pl.CompatLevel.oldest())
+    return {
+        "size": catalog.size,
+        "fingerprint": catalog.fingerprint,
+        "file": name,
+        "sha256": digest_of(path),
+        "bytes": path.stat().st_size,
+    }
 
 
 def _linked(table: Path, folder: Path) -> dict[str, Any]:
@@ -215,16 +126,39 @@ def _linked(table: Path, folder: Path) -> dict[str, Any]:
     return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
-def drop_others(folder: Path, stem: str, kept: str) -> None:
-    """Remove the files of tensors that came before `kept`."""
-    for path in folder.glob(f"{stem}-*.safetensors"):
-        if path.name != kept:
-            path.unlink()
-
-
 def state_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """Put the figures of every epoch so far in the manifest; the model stays as it is."""
     write_manifest(folder / _NAME, {**read_manifest(folder / _NAME, _Manifest), "history": history})
+
+
+def change_run(
+    run: Run,
+    *,
+    catalog: Catalog | None = None,
+    vectors: Callable[[Path], None] | None = None,
+    weights: Callable[[Vectors], dict[str, Tensor]] | None = None,
+    withdrawn: list[int] | None = None,
+) -> None:
+    """Replace parts of a model directory that is trained: the catalog, what `vectors` writes as its table, the weights
+    that fit that table, the rows withdrawn. All are new files until the manifest names them."""
+    manifest = dict(run.manifest)
+    if withdrawn is not None:
+        manifest["withdrawn"] = withdrawn
+    if catalog is not None and vectors is not None and weights is not None:
+        table = run.path / f"vectors{ASIDE}"
+        with written_aside(table) as aside:
+            vectors(aside)
+        manifest["vectors"] = _linked(table, run.path)
+        table.unlink()
+        opened = open_vectors(run.path / manifest["vectors"]["file"], catalog.size + 1)
+        manifest["weights"] = write_tensors(run.path, "model", weights(opened))
+        name = f"catalog-{catalog.fingerprint[:12]}.arrow"
+        trained = run.manifest["catalog"]["trained"]
+        manifest["catalog"] = {**_write_catalog(run.path, name, catalog), "trained": trained}
+    write_manifest(run.path / _NAME, manifest)
+    for part in ("catalog", "vectors", "weights"):
+        if run.manifest[part] and run.manifest[part]["file"] != manifest[part]["file"]:
+            (run.path / run.manifest[part]["file"]).unlink()
 
 
 class Run:
@@ -266,6 +200,11 @@ class Run:
         """[items + 1, G]: the vectors that items came with, if the model uses them; memory-mapped."""
         stated = self.manifest["vectors"]
         return None if stated is None else open_vectors(checked(self.path, stated), self.catalog.size + 1)
+
+    @property
+    def withdrawn(self) -> npt.NDArray[np.int32]:
+        """Item rows that are never recommended."""
+        return np.array(self.manifest["withdrawn"], dtype=np.int32)
 
     @cached_property
     def model(self) -> Model:

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from hiertcn.artifact import Listed, drop_others, read_manifest, read_tensors, write_manifest, write_tensors
 from hiertcn.errors import InputError
 from hiertcn.files import refusals, sweep
+from hiertcn.manifest import Listed, drop_others, read_manifest, read_tensors, write_manifest, write_tensors
 
 _NAME = "checkpoint.json"
 _STEM = "checkpoint"

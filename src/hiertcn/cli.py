@@ -13,7 +13,7 @@ import typer
 from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.errors import HiertcnError
-from hiertcn.verbs import logs, runs
+from hiertcn.verbs import catalogs, logs, runs
 from hiertcn.verbs.flags import console, say
 
 app = typer.Typer(
@@ -46,8 +46,14 @@ for verb, example in (
     (runs.train, "train cache --out runs/a --epochs 5"),
     (runs.evaluate, "evaluate runs/a --split test --json metrics.json --predictions predictions.parquet"),
     (runs.recommend, "recommend runs/a --user u1 -k 10 --exclude-seen"),
+    (runs.embed_users, "embed-users runs/a cache --out users.parquet"),
 ):
     app.command(epilog=f"Example: hiertcn {example}")(verb)
+
+_catalog = typer.Typer(help="Change the catalog of a trained model.", no_args_is_help=True)
+_catalog.command(epilog="Example: hiertcn catalog add runs/a new.parquet")(catalogs.add)
+_catalog.command(epilog="Example: hiertcn catalog withdraw runs/a a03-b07")(catalogs.withdraw)
+app.add_typer(_catalog, name="catalog")
 
 
 @app.command(

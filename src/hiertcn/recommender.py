@@ -64,6 +64,7 @@ class Recommender:
         self._model, self._catalog = run.model, run.catalog
         self._session_gap, self._longest = run.session_gap, run.max_session_events
         self._digest = _digest(run)
+        self._withdrawn = run.withdrawn
         self._ids = self._catalog.ids
         self._rows = np.arange(self._catalog.size + 1)
         self._popular = torch.from_numpy(self._catalog.train_events[1:].astype(np.float64))
@@ -221,7 +222,7 @@ class Recommender:
             scores, source = self._model.score(self._query(state, at, keys))[0], "model"
         else:
             scores, source = self._popular, "popular"
-        hidden = torch.from_numpy(hide.astype(np.int64) - 1)
+        hidden = torch.from_numpy(np.union1d(hide, self._withdrawn).astype(np.int64) - 1)
         best = scores.index_fill(0, hidden, -torch.inf).topk(min(k, len(scores) - len(hidden)))
         return [
             Recommendation(self._ids[row - 1], score, self._catalog.title(row), source)
@@ -235,7 +236,7 @@ class Recommender:
 
 def _digest(run: Run) -> bytes:
     """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
-    stated = [run.manifest["weights"]["sha256"], run.manifest["model"], run.catalog.fingerprint]
+    stated = [run.manifest["weights"]["sha256"], run.manifest["model"], run.manifest["catalog"]["trained"]]
     stated += [run.session_gap, run.max_session_events]
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:DIGEST]
 

@@ -150,8 +150,16 @@ def _of_array(path: Path) -> GivenVectors:
     return GivenVectors(str(path), shape[0], shape[1], dtype, blocks)
 
 
-def write_vectors(path: Path, given: GivenVectors, ids: pl.Series, rows: npt.NDArray[np.int64], height: int) -> None:
-    """Write the table of `height` rows: the vector of line i, whose item is `ids[i]`, to row `rows[i]`.
+def write_vectors(
+    path: Path,
+    given: GivenVectors,
+    ids: pl.Series,
+    rows: npt.NDArray[np.int64],
+    height: int,
+    before: Vectors | None = None,
+) -> None:
+    """Write the table of `height` rows: the vector of line i, whose item is `ids[i]`, to row `rows[i]`, and at its head
+    the rows of the table `before`, if there is one.
 
     A block of lines is in memory at a time. Raises InputError for vectors that are missing, of another size, zero, or
     hold what is no number, naming the first items.
@@ -161,7 +169,11 @@ def write_vectors(path: Path, given: GivenVectors, ids: pl.Series, rows: npt.NDA
             f"{given.name} holds {given.lines:,} vectors and the item list {len(ids):,} items; expected one for each, "
             "in the same order."
         )
-    table = open_memmap(path, mode="w+", dtype=given.dtype, shape=(height, given.dim))
+    dtype = given.dtype if before is None else before.dtype
+    table = open_memmap(path, mode="w+", dtype=dtype, shape=(height, given.dim))
+    held = 0 if before is None else len(before)
+    for at in range(0, held, _ROWS):
+        table[at : min(at + _ROWS, held)] = before[at : at + _ROWS]  # type: ignore[index]
     faults: dict[str, list[int]] = {"missing or of another size": [], "not finite": [], "zero": []}
     begin = 0
     for block, right in given.blocks():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["evaluate", "recommend", "train"]
+__all__ = ["embed_users", "evaluate", "recommend", "train"]
 
 import json
 from pathlib import Path
@@ -136,3 +136,15 @@ def recommend(
         say("No event of this person is known to the model: these are the most popular items.")
     for entry in best:
         typer.echo(f"{entry.item}\t{entry.score:.4f}\t{entry.title or ''}")
+
+
+def embed_users(
+    run: RunFolder,
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")],
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+) -> None:
+    """Write every user's current query, to search among the item vectors in an engine of your own."""
+    from hiertcn.userqueries import write_user_queries
+
+    users = write_user_queries(run, cache, out)
+    say(f"{out}: queries of {users:,} users")

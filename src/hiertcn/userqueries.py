@@ -1,0 +1,106 @@
+"""Every user's current query, for people who search among item vectors in an engine of their own."""
+
+from __future__ import annotations
+
+__all__ = ["current_queries", "write_user_queries"]
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from hiertcn.artifact import Run
+from hiertcn.cache import Cache
+from hiertcn.errors import InputError
+from hiertcn.files import written_aside
+from hiertcn.models import Model, VectorModel
+from hiertcn.ragged import pack_sessions
+from hiertcn.sessions import PARTS, Sessions
+from hiertcn.streams import Ints, Stream, known_rows
+
+EVENTS_TOGETHER = 50_000
+
+
+def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: str | Path) -> int:
+    """Write a Parquet file with user_id and query (float16, a list of fixed size) of every user of a prepared log,
+    after all the user's events; how many users that are.
+
+    The score of an item is the inner product of a query with the item's vector. Items are matched by id. Raises
+    InputError for a model whose queries are no vectors, StorageError when the disk refuses.
+    """
+    run, cache = run if isinstance(run, Run) else Run(run), cache if isinstance(cache, Cache) else Cache(cache)
+    model = run.model
+    if not isinstance(model, VectorModel) or model.bias is not None:
+        raise InputError(
+            f"{run.path} is a {run.name} whose scores are not inner products of a query with item vectors. Train one "
+            "with an embedding head and inner ranking."
+        )
+    own = run.catalog.fingerprint == cache.catalog.fingerprint
+    rows = known_rows(cache.catalog, None if own else run.catalog)
+    size, users = model.items.query_size, 0
+    kind = pa.list_(pa.float16(), size)
+    ids = cache.shard(0).user_ids.to_arrow().type
+    with written_aside(Path(out)) as aside:
+        schema = pa.schema([("user_id", ids), ("query", kind)])
+        with pq.ParquetWriter(aside, schema) as writer:
+            for index in range(len(cache)):
+                shard = cache.shard(index)
+                found = np.concatenate(list(current_queries(model, shard.sessions, rows))).astype(np.float16)
+                queries = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), size)
+                writer.write_table(pa.table([shard.user_ids.to_arrow(), queries], schema=schema))
+                users += len(found)
+    return users
+
+
+@torch.inference_mode()
+def current_queries(model: Model, sessions: Sessions, rows: Ints) -> Iterator[npt.NDArray[np.float32]]:
+    """Queries [u, Q] after all events of the users of a shard, some users at a time. rows: as of `known_rows`."""
+    model.eval()
+    blocks = sessions.event_offsets[:-1] // EVENTS_TOGETHER
+    bounds = np.append(np.flatnonzero(np.diff(blocks, prepend=-1)), len(blocks)).tolist()
+    for first, last in pairwise(bounds):
+        batch = pack_sessions(**_asked_at_the_end(sessions.users(first, last), rows))
+        queries, _ = model(batch, model.zero_state(last - first))
+        found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()
+        yield found
+
+
+def _asked_at_the_end(sessions: Sessions, rows: Ints) -> dict[str, Any]:
+    """The arrays of `pack_sessions` of users of whom one more event is asked for, in their running session."""
+    ends = sessions.event_offsets[1:]
+    lengths = np.diff(sessions.session_offsets)
+    lengths[sessions.user_offsets[1:] - 1] += 1
+    times = np.insert(sessions.times, ends, sessions.times[ends - 1])
+    parts = np.insert(np.zeros(len(sessions.items), dtype=np.uint8), ends, PARTS.index("test"))
+    whole = Sessions(
+        np.insert(sessions.items, ends, 0),
+        times,
+        parts,
+        np.concatenate([[0], np.cumsum(lengths)]),
+        sessions.user_offsets,
+    )
+    stream = Stream.of(whole, rows, "test")
+    per_user = np.diff(stream.user_offsets)
+    finished = np.ones(len(stream.gaps), dtype=bool)
+    finished[stream.user_offsets[1:] - 1] = False
+    users = np.arange(len(per_user))
+    return {
+        "items": stream.items,
+        "seen": stream.seen,
+        "session_lengths": np.diff(stream.session_offsets),
+        "user_sessions": per_user,
+        "gaps": stream.gaps,
+        "finished": finished,
+        "carried": np.full(len(users), -1),
+        "rows": users,
+        "closing": users,
+        "positions": stream.positions,
+        "targets": stream.targets,
+        "events": stream.events,
+    }
