@@ -31,7 +31,7 @@ def flags() -> dict[str, set[str]]:
         for verb, command in verbs.items()
     }
     found["catalog"] = {flag for verb in catalog for option in verb.params for flag in option.opts}
-    return found | {"demo": found["demo"] | found["prepare"]}
+    return found | {verb: found[verb] | found["prepare"] for verb in ("demo", "embed")}
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:

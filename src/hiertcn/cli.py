@@ -6,6 +6,7 @@ __all__ = ["app", "main"]
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,7 +23,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_EXTRAS = ("torch", "tensorboard", "matplotlib", "jinja2")
+# Which extra brings a package that a verb may miss.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "tensorboard", "matplotlib", "jinja2"), "train"),
+    "scipy": "embed",
+    "sklearn": "embed",
+}
 
 
 def _show_version(value: bool) -> None:
@@ -58,6 +64,44 @@ app.add_typer(_catalog, name="catalog")
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: hiertcn embed events.parquet --out items.parquet --dim 64 --session-gap 1800",
+)
+def embed(
+    ctx: typer.Context,
+    log: Annotated[str, typer.Argument(metavar="LOG", help="A log, or a prepared one.")],
+    out: Annotated[Path, typer.Option(help="The item list to write (Parquet), for `prepare --catalog`.")],
+    dim: Annotated[int, typer.Option(help="Size of a vector.", min=1, max=4096)] = 128,
+    window: Annotated[int, typer.Option(help="Picks that are near one another.", min=1, max=100)] = 5,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Learn item vectors from what is picked near one another in the train part of a log.
+
+    Options of `hiertcn prepare` are passed on to it where the log is not prepared yet.
+    """
+    from hiertcn.embedding import cooccurrence, item_to_item, svd_vectors, write_items
+
+    with TemporaryDirectory(prefix="hiertcn-") as folder:
+        cache = (
+            Cache(log) if (Path(log) / "manifest.json").is_file() else _prepared(log, Path(folder) / "cache", ctx.args)
+        )
+        vectors = svd_vectors(cooccurrence(cache, window), dim, seed)
+        written = write_items(out, cache.catalog, vectors)
+        say(f"{out}: vectors of {written:,} items; {cache.manifest.items - written:,} were never near another")
+        if cache.manifest.parts["test"]["events"]:
+            found = item_to_item(cache, vectors)
+            say(
+                f"the next item of a session is among the 20 nearest of the last one in {found.recall_at_20:.1%} of "
+                f"{found.pairs:,} pairs of the test part; among the 20 most popular in {found.of_popular:.1%}"
+            )
+
+
+def _prepared(log: str, out: Path, options: list[str]) -> Cache:
+    app(["prepare", log, "--out", str(out), "--overwrite", *options], standalone_mode=False)
+    return Cache(out)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: hiertcn demo --out demo --log events.parquet --item-column article",
 )
 def demo(
@@ -72,11 +116,7 @@ def demo(
     """
     from hiertcn.demo import run_demo
 
-    def prepare_into(source: str, cache: Path) -> Cache:
-        app(["prepare", source, "--out", str(cache), "--overwrite", *ctx.args], standalone_mode=False)
-        return Cache(cache)
-
-    run_demo(out, log, prepare_into, console, epochs)
+    run_demo(out, log, lambda source, cache: _prepared(source, cache, ctx.args), console, epochs)
 
 
 def main() -> NoReturn:
@@ -90,7 +130,8 @@ def main() -> NoReturn:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        say(f"Error: {error.name} is not installed; training needs it. Install it by `pip install 'hiertcn[train]'`.")
+        extra = _EXTRAS[error.name]
+        say(f"Error: {error.name} is not installed; this needs it. Install it by `pip install 'hiertcn[{extra}]'`.")
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
