@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import accuracy, evaluation, generator, preparation, training_speed
+from benchmarks import accuracy, evaluation, generator, impressions, preparation, training_speed
 from benchmarks.record import main
 
 if __name__ == "__main__":
@@ -15,6 +15,8 @@ if __name__ == "__main__":
                 "preparation": preparation.run,
                 "accuracy_last": accuracy.run_last,
                 "accuracy_users": accuracy.run_users,
+                "impressions_last": impressions.run_last,
+                "impressions_users": impressions.run_users,
             },
             sys.argv[1:],
         )
