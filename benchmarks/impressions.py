@@ -95,8 +95,8 @@ def _run(split: str) -> None:
             f"{parts['train']['events_with_impressions']:,} of {parts['train']['events']:,} train events have "
             "impressions; the others' negatives are drawn by train events^0.75.",
             f"Item vectors: {DIM}-d, SVD of mutual information in the sessions of the train part; HierTCN reads them "
-            f"with learned ones beside, {BUDGET['epochs']} passes at most, the best by MRR on the validation part among "
-            "the whole catalog. 95% intervals by bootstrap over users.",
+            f"with learned ones beside, {BUDGET['epochs']} passes at most, the best by MRR on the validation part, "
+            "among the whole catalog. 95% intervals by bootstrap over users.",
             f"Paired differences of the best, {best}, in mrr: "
             + "; ".join(
                 f"{name} {d['mean']:+.4f} ({d['interval'][0]:+.4f}…{d['interval'][1]:+.4f})"

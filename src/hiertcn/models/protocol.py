@@ -110,7 +110,7 @@ class VectorModel(Model):
     @property
     def bias(self) -> Tensor | None:
         """[items + 1] or None: what is added to the scores."""
-        return self._offsets(self.vectors)
+        return None if self._ranking == "inner" else self._offsets(self.vectors)
 
     def _offsets(self, vectors: Tensor) -> Tensor | None:
         # −|q − v|² = 2 (q·v − |v|²/2) − |q|², and the last term is the same for all items.
