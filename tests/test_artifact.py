@@ -55,7 +55,7 @@ def test_a_run_comes_back(name: str, cache: Cache, tmp_path: Path) -> None:
     written = run_of(cache, tmp_path / "run", CONFIGS[name](**sizes), epochs=1)
     run = opened(tmp_path / "run")
     assert (run.name, run.session_gap) == (name, cache.manifest.session_gap)
-    assert run.model.config == CONFIGS[name](**sizes)
+    assert run.model.config == CONFIGS[name](**sizes, vectors="learned")
     assert run.catalog.items.equals(cache.catalog.items)
     assert run.manifest == written.manifest
     assert run.manifest["cache"] == {
@@ -226,4 +226,4 @@ def test_a_manifest_that_is_none(text: str, folder: Path) -> None:
 
 
 def test_the_trained_model_is_the_one_the_test_means(trained: Path) -> None:
-    assert Run(trained).model.config == MODEL
+    assert Run(trained).model.config == MODEL.model_copy(update={"vectors": "learned"})

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hiertcn.artifact import Run
 from hiertcn.assortment import add_items, withdraw_items
 from hiertcn.cli import app
-from hiertcn.errors import InputError, StorageError
+from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.evaluation import evaluate
 from hiertcn.models import HierTCNConfig
 from hiertcn.recommender import Recommender
@@ -59,8 +59,9 @@ def test_items_are_added_without_training(tmp_path: Path, how: str, ranking: str
     assert Run(run).catalog.size == ITEMS + 1
 
 
-def test_stored_states_outlive_an_addition(tmp_path: Path) -> None:
-    run, store = trained(tmp_path), f"sqlite:///{tmp_path}/states.db"
+@pytest.mark.parametrize("how", ["fixed", "tuned", "both"])
+def test_stored_states_outlive_an_addition(tmp_path: Path, how: str) -> None:
+    run, store = trained(tmp_path, how), f"sqlite:///{tmp_path}/states.db"
     with Recommender.load(run, store) as rec:
         rec.observe("u", "i01", BEGIN)
         before = rec.query("u")
@@ -100,7 +101,7 @@ def test_bad_additions_leave_the_model_as_it_was(tmp_path: Path, frame: pl.DataF
 
 def test_a_model_of_learned_vectors_takes_no_new_items(tmp_path: Path) -> None:
     cache = prepared(tmp_path, listed(some_vectors()))
-    run = train(cache, HierTCNConfig(dim=5, units=4, channels=(4,)), SHORT, tmp_path / "run")
+    run = train(cache, HierTCNConfig(dim=5, units=4, channels=(4,), vectors="learned"), SHORT, tmp_path / "run")
     with pytest.raises(InputError, match="has learned its item vectors"):
         add_items(run.path, written(tmp_path, listed(some_vectors())[10:]))
 
@@ -139,11 +140,22 @@ def test_the_command_line_adds_and_withdraws(tmp_path: Path) -> None:
     assert set(scores_of(Run(run), ["i01"])) == {f"i{k:02}" for k in range(ITEMS)} - {"i00", "i10"}
 
 
-def test_training_goes_on_from_the_checkpoint_of_a_changed_model(tmp_path: Path) -> None:
-    """It begins anew from the catalog of its log."""
+def test_training_does_not_undo_what_was_changed(tmp_path: Path) -> None:
     run = trained(tmp_path)
     add_items(run, written(tmp_path, listed(some_vectors())[10:]))
     config = HierTCNConfig(dim=5, units=4, channels=(4,), vectors="fixed")
     longer = TrainConfig(**{**SHORT.model_dump(), "epochs": 8, "patience": 8})
-    train(tmp_path / "cache", config, longer, run, resume=True)
-    assert Run(run).model.items_in_catalog == Run(run).catalog.size
+    with pytest.raises(InputError, match="would undo that"):
+        train(tmp_path / "cache", config, longer, run, resume=True)
+    assert Run(run).catalog.size == ITEMS
+
+
+@pytest.mark.parametrize("ask", [lambda run: add_items(run, "new.parquet"), lambda run: withdraw_items(run, ["a"])])
+def test_what_is_no_model_directory_is_left_as_it_is(tmp_path: Path, ask: Any) -> None:
+    cache = prepared(tmp_path, listed(some_vectors()))
+    before = sorted(path.name for path in cache.path.iterdir())
+    for place in (cache.path, tmp_path / "nothing"):
+        with pytest.raises(ArtifactError):
+            ask(place)
+    assert sorted(path.name for path in cache.path.iterdir()) == before
+    assert not (tmp_path / "nothing").exists()

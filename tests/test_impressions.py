@@ -79,14 +79,12 @@ def test_views_are_joined_as_by_a_slow_join(
         }
     )
     shown.write_parquet(tmp_path / "views.parquet")
-    cache = prepare(
-        log,
-        tmp_path / "cache",
-        overwrite=True,
-        fractions=(1.0, 0.0, 0.0),
-        impressions=tmp_path / "views.parquet",
-        impression_window=window,
-    )
+    options = {"impressions": tmp_path / "views.parquet", "impression_window": window, "fractions": (1.0, 0.0, 0.0)}
+    if seen and not any(v[:2] == e[:2] and 0 <= e[2] - v[2] <= window for v in seen for e in events):
+        with pytest.raises(InputError, match=r"None of .* picks of views is an event of the log"):
+            prepare(log, tmp_path / "cache", overwrite=True, **options)
+        return
+    cache = prepare(log, tmp_path / "cache", overwrite=True, **options)
     catalog = set(cache.catalog.ids)
     expected = {}
     for user, item, time in events:
@@ -283,6 +281,16 @@ def test_files_of_impressions_are_checked(tmp_path: Path, frame: dict[str, Any],
         return
     with pytest.raises(InputError, match=message):
         read_views(tmp_path / "views.parquet", ViewColumns(), Layout())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_lists_are_read_in_any_format(tmp_path: Path, suffix: str) -> None:
+    frame = pl.DataFrame({"user": [1, 2], "ts": [BEGIN, BEGIN], "clicked": [[1, 2], [3]], "shown": [[1, 2, 3], [3, 4]]})
+    path = tmp_path / f"views.{suffix}"
+    frame.write_ndjson(path) if suffix == "jsonl" else frame.write_parquet(path)
+    found = read_views(path, ViewColumns(), Layout())
+    assert [str(item) for item in found["item"]] == ["1", "2", "3"]
+    assert [[str(item) for item in items] for items in found["shown"]] == [["1", "2", "3"], ["1", "2", "3"], ["3", "4"]]
 
 
 def test_options_of_impressions_are_checked(tmp_path: Path) -> None:

@@ -131,6 +131,35 @@ def test_a_history_may_come_in_any_order(rec: Recommender) -> None:
         rec.recommend_history(["a", "b"], [START, START], sessions=[1, 2, 3])
 
 
+@pytest.mark.parametrize("items", ["abcdefabcd", "abxxxcdefa"])
+def test_sessions_that_are_full_are_those_of_evaluation(tmp_path: Path, items: str) -> None:
+    """And a session that begins for no other reason than that knows nothing of its first event's time."""
+    times = START + 100 * np.arange(10)
+    scores = []
+    for moved in (0, 70):
+        at = times.copy()
+        at[6:] += moved
+        log = pl.DataFrame({"user": ["u"] * 10 + ["w"] * 6, "item": [*items, *"abcdef"], "ts": [*at, *at[:6]]})
+        cache = prepare(
+            log, tmp_path / f"cache{moved}", max_session_events=3, split="time", cuts=(int(at[6]), int(at[6]))
+        )
+        run = run_of(tmp_path / f"run{moved}", FULL, cache.catalog, longest=3)
+        batches = ranking_batches(cache, "test", known_rows(cache.catalog))
+        (batch,) = batches
+        with torch.inference_mode():
+            queries, _ = run.model(batch, run.model.zero_state(len(batch.user_sessions)))
+        scores.append(run.model.score(queries[batch.positions])[0])
+        expected = rank(run.model, batches, batches.rows).ranks
+        with Recommender.load(run) as rec:
+            for number, (item, time) in enumerate(zip(items, at.tolist(), strict=True)):
+                if number >= 6 and not np.isnan(expected[number - 6]):
+                    # The model asked at the event's own time, and without: it makes no difference within a session.
+                    assert middle_rank(rec.recommend("u", 6), item) == expected[number - 6]
+                    assert middle_rank(rec.recommend("u", 6, time=time), item) == expected[number - 6]
+                rec.observe("u", item, time)
+    torch.testing.assert_close(*scores)
+
+
 def test_sessions_that_are_named_are_those_of_the_log(tmp_path: Path) -> None:
     """Ranked as in evaluation, where the log's own session column decides."""
     rng = np.random.default_rng(0)

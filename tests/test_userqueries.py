@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
 from hiertcn import userqueries
 from hiertcn.errors import InputError
 from hiertcn.models import HierTCNConfig
+from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
 from hiertcn.userqueries import write_user_queries
-from people import FULL, run_of
+from people import FULL, START, run_of
 from test_recommender import random_cache
 
 
 def test_queries_are_those_of_each_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = random_cache(tmp_path / "cache", users=30)
     run = run_of(tmp_path / "run", FULL, cache.catalog)
+    assert run.max_session_events == cache.manifest.max_session_events
     monkeypatch.setattr(userqueries, "EVENTS_TOGETHER", 40)
     assert write_user_queries(run.path, cache, tmp_path / "users.parquet") == 30
     table = pq.read_table(tmp_path / "users.parquet")
@@ -40,6 +43,25 @@ def test_queries_are_those_of_each_user_alone(tmp_path: Path, monkeypatch: pytes
                 ids.append(shard.user_ids[user])
     assert table["user_id"].to_pylist() == ids
     np.testing.assert_allclose(found.astype(np.float32), np.stack(expected), atol=2e-3)
+
+
+def test_a_session_that_is_full_is_over(tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        {
+            "user": ["u"] * 6 + ["v"] * 5,
+            "item": list("abcabcbcabc"),
+            "ts": [START + 60 * k for k in range(11)],
+        }
+    )
+    cache = prepare(log, tmp_path / "cache", max_session_events=3)
+    run = run_of(tmp_path / "run", FULL, cache.catalog, longest=3)
+    write_user_queries(run, cache, tmp_path / "users.parquet")
+    found = dict(zip("uv", pq.read_table(tmp_path / "users.parquet")["query"].to_pylist(), strict=True))
+    with Recommender.load(run) as rec:
+        for user, item, time in log.rows():
+            rec.observe(user, item, time)
+        for user in "uv":
+            np.testing.assert_allclose(np.array(found[user], np.float32), rec.query(user), atol=2e-3)
 
 
 def test_a_model_whose_scores_are_no_inner_products_is_refused(tmp_path: Path) -> None:

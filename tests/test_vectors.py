@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
-from hiertcn.errors import ArtifactError, InputError
+from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.evaluation import evaluate
 from hiertcn.inspection import inspection
 from hiertcn.models import GRUConfig, HierTCNConfig, HRNNConfig, ModelConfig, MovingAverageConfig
@@ -169,6 +169,50 @@ def test_models_with_given_vectors_are_trained_kept_and_asked(tmp_path: Path, na
     with Recommender.load(run) as rec:
         rec.observe("x", "i03", BEGIN)
         assert {r.item for r in rec.recommend("x", ITEMS)} == set(cache.catalog.ids)
+
+
+@pytest.mark.parametrize(
+    ("config", "with_vectors", "how"),
+    [
+        (HierTCNConfig(dim=5, units=4, channels=(4,)), True, "fixed"),
+        (HierTCNConfig(dim=5, units=4, channels=(4,)), False, "learned"),
+        (HierTCNConfig(dim=5, units=4, channels=(4,), vectors="learned"), True, "learned"),
+        (HierTCNConfig(dim=5, units=4, channels=(4,), head="softmax"), True, "learned"),
+        (GRUConfig(dim=5, units=4), True, "fixed"),
+    ],
+)
+def test_vectors_are_fixed_where_there_are_some_unless_said_otherwise(
+    tmp_path: Path, config: ModelConfig, with_vectors: bool, how: str
+) -> None:
+    cache = prepared(tmp_path, listed(some_vectors())) if with_vectors else prepare(a_log(), tmp_path / "cache")
+    run = train(cache, config, SHORT, tmp_path / "run")
+    assert Run(run.path).manifest["model"]["vectors"] == how
+    assert (run.vectors is not None) is (how == "fixed")
+
+
+@pytest.mark.parametrize(
+    ("config", "loss"),
+    [
+        (HierTCNConfig(head="softmax"), "hinge"),
+        (HierTCNConfig(head="softmax"), "l2"),
+        (HierTCNConfig(ranking="l2"), "bpr"),
+        (GRUConfig(ranking="l2"), "hinge_logsigmoid"),
+    ],
+)
+def test_a_loss_of_another_order_than_the_ranking_is_refused(tmp_path: Path, config: ModelConfig, loss: Any) -> None:
+    cache = prepare(a_log(), tmp_path / "cache")
+    with pytest.raises(InputError, match=r"embedding|unit = true"):
+        train(cache, config, TrainConfig(loss=loss), tmp_path / "run")
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StorageError, match="No space left"):
+        prepared(tmp_path, listed(some_vectors()))
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("config", [HierTCNConfig(vectors="fixed"), MovingAverageConfig(vectors="both")])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ["Run", "change_run", "state_history", "write_run"]
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -35,7 +36,6 @@ from hiertcn.files import ASIDE, digest_of, written_aside
 from hiertcn.manifest import (
     Listed,
     checked,
-    drop_others,
     read_manifest,
     read_tensors,
     write_manifest,
@@ -52,7 +52,6 @@ _NAME = "manifest.json"
 class _Catalog(Listed):
     size: Annotated[int, Field(ge=0)]
     fingerprint: str
-    trained: str
 
 
 class _Named(BaseModel, strict=True):
@@ -70,6 +69,7 @@ class _Manifest(BaseModel, strict=True):
     weights: Listed
     vectors: Listed | None
     withdrawn: list[Annotated[int, Field(ge=1)]]
+    trained: str
     cache: _Origin
     session_gap: Annotated[Positive, Field(allow_inf_nan=False)]
     max_session_events: Count
@@ -90,14 +90,16 @@ def write_run(
     weights = write_tensors(folder, "model", model.state_dict())
     manifest = {
         "model": {"name": config.name, **config.model_dump(mode="json")},
-        "catalog": {**_write_catalog(folder, "catalog.arrow", catalog), "trained": catalog.fingerprint},
+        "catalog": _write_catalog(folder, "catalog.arrow", catalog),
         "weights": weights,
         "vectors": None if vectors is None else _linked(vectors, folder),
         "withdrawn": [],
+        # What stored states of users depend on; it stays when items are added.
+        "trained": hashlib.sha256(f"{weights['sha256']} {catalog.fingerprint}".encode()).hexdigest(),
         **facts,
     }
     write_manifest(folder / _NAME, manifest)
-    drop_others(folder, "model", weights["file"])
+    _drop_unnamed(folder, manifest)
 
 
 def _write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
@@ -152,13 +154,18 @@ def change_run(
         table.unlink()
         opened = open_vectors(run.path / manifest["vectors"]["file"], catalog.size + 1)
         manifest["weights"] = write_tensors(run.path, "model", weights(opened))
-        name = f"catalog-{catalog.fingerprint[:12]}.arrow"
-        trained = run.manifest["catalog"]["trained"]
-        manifest["catalog"] = {**_write_catalog(run.path, name, catalog), "trained": trained}
+        manifest["catalog"] = _write_catalog(run.path, f"catalog-{catalog.fingerprint[:12]}.arrow", catalog)
     write_manifest(run.path / _NAME, manifest)
-    for part in ("catalog", "vectors", "weights"):
-        if run.manifest[part] and run.manifest[part]["file"] != manifest[part]["file"]:
-            (run.path / run.manifest[part]["file"]).unlink()
+    _drop_unnamed(run.path, manifest)
+
+
+def _drop_unnamed(folder: Path, manifest: dict[str, Any]) -> None:
+    """Remove the files that the manifest named before, and those that a killed process left before it named them."""
+    named = {manifest[part]["file"] for part in ("catalog", "vectors", "weights") if manifest[part]}
+    for pattern in ("catalog*.arrow", "vectors-*.npy", "model-*.safetensors"):
+        for path in folder.glob(pattern):
+            if path.name not in named:
+                path.unlink()
 
 
 class Run:
@@ -200,6 +207,11 @@ class Run:
         """[items + 1, G]: the vectors that items came with, if the model uses them; memory-mapped."""
         stated = self.manifest["vectors"]
         return None if stated is None else open_vectors(checked(self.path, stated), self.catalog.size + 1)
+
+    @property
+    def changed(self) -> bool:
+        """Whether items were added or withdrawn since it was trained."""
+        return bool(self.manifest["withdrawn"]) or self.manifest["catalog"]["file"] != "catalog.arrow"
 
     @property
     def withdrawn(self) -> npt.NDArray[np.int32]:

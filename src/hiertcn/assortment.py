@@ -33,6 +33,7 @@ def add_items(
     of users stays as it is. Raises InputError for a model that learned its vectors, or a list without vectors of the
     right size or with an item that is there already.
     """
+    Run(run)  # before the folder is touched, so that one that is no model directory stays as it is
     with locked(Path(run)):
         opened = Run(run)
         listed = read_items(items, opened.catalog.ids.dtype, vectors, vector_column)
@@ -99,6 +100,7 @@ def withdraw_items(run: str | Path, ids: Sequence[str | int]) -> int:
     They stay in the catalog: users who had them are read as before, and evaluation ranks them. Raises InputError for an
     id that is not in the catalog.
     """
+    Run(run)
     with locked(Path(run)):
         opened = Run(run)
         unknown = [item for item in ids if not opened.catalog.row(item)]

@@ -13,7 +13,7 @@ import typer
 
 from hiertcn import __version__
 from hiertcn.cache import Cache
-from hiertcn.errors import HiertcnError
+from hiertcn.errors import HiertcnError, InputError
 from hiertcn.verbs import catalogs, logs, runs
 from hiertcn.verbs.flags import console, say
 
@@ -80,10 +80,11 @@ def embed(
     """
     from hiertcn.embedding import cooccurrence, item_to_item, svd_vectors, write_items
 
+    ready = (Path(log) / "manifest.json").is_file()
+    if ready and ctx.args:
+        raise InputError(f"{log} is prepared already, so {' '.join(ctx.args)} can't be followed. Leave that out.")
     with TemporaryDirectory(prefix="hiertcn-") as folder:
-        cache = (
-            Cache(log) if (Path(log) / "manifest.json").is_file() else _prepared(log, Path(folder) / "cache", ctx.args)
-        )
+        cache = Cache(log) if ready else _prepared(log, Path(folder) / "cache", ctx.args)
         vectors = svd_vectors(cooccurrence(cache, window), dim, seed)
         written = write_items(out, cache.catalog, vectors)
         say(f"{out}: vectors of {written:,} items; {cache.manifest.items - written:,} were never near another")

@@ -71,7 +71,8 @@ class Evaluation:
             "split": self.cache.manifest.split,
             "candidates": float(self.ranks.among[self.ranked].mean()),
             "targets": len(self.ranks.ranks),
-            "targets_outside_the_catalog": int((~self.ranked).sum()),
+            "targets_outside_the_catalog": int((self.ranks.among == 0).sum()),
+            "targets_without_candidates": int((self.ranks.among == 1).sum()) if not self._whole else 0,
             "metrics": asdict(self.table),
             "segments": {
                 way: {name: asdict(table) for name, table in tables.items()} for way, tables in self.segments.items()
@@ -114,8 +115,8 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [
             f"{self.name} on {self.part}: {self.table.targets} targets of {self.table.users} users ranked among "
-            f"{self._among()} items; {int((~self.ranked).sum())} targets on items outside the catalog"
-            f"{'' if self._whole else ', or with nothing to be ranked among'}",
+            f"{self._among()} items; {int((self.ranks.among == 0).sum())} targets on items outside the catalog"
+            + ("" if self._whole else f", {int((self.ranks.among == 1).sum())} with nothing to be ranked among"),
             f"{'':22}{'per event':>10}  {'95% interval':18}{'per user':>10}  {'95% interval':18}",
         ]
         for name in self.table.event:
@@ -131,7 +132,7 @@ class Evaluation:
 
     @property
     def _whole(self) -> bool:
-        return bool((self.ranks.among == self.catalog.size).all())
+        return bool(np.isin(self.ranks.among, (0, self.catalog.size)).all())
 
     def _among(self) -> str:
         return str(self.catalog.size) if self._whole else f"{self.ranks.among[self.ranked].mean():.1f} (mean)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["MOST", "Shown", "join_views", "read_views"]
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ from hiertcn.quarantine import shown as told
 from hiertcn.sessions import SECOND
 from hiertcn.sources import find_sources, unpacked
 from hiertcn.tables import Layout, open_table
-from hiertcn.times import read_times
+from hiertcn.times import iso, read_times
 
 MOST = 20
 _KNOWN = {
@@ -60,6 +61,7 @@ def read_views(
             frame = table.read(list(dict.fromkeys(chosen.values())), lists=True).frame
             read.append(frame.select(pl.col(name).alias(role) for role, name in chosen.items()))
         views = pl.concat(read, how="vertical_relaxed")
+    views = views.with_columns(_listed(views[role]) for role in ("item", "shown") if role in views.columns)
     if views["shown"].dtype == pl.String:
         views = views.with_columns(pl.col("shown").str.split(" "))
     if not isinstance(views["shown"].dtype, pl.List):
@@ -78,6 +80,14 @@ def read_views(
         raw = clock
     times = read_times(raw.alias("time"), unit, tz)
     return views.with_columns(times.values.alias("time")).drop_nulls(["user", "item", "time"])
+
+
+def _listed(values: pl.Series) -> pl.Series:
+    """JSON lists in texts as lists of texts; anything else as it is."""
+    if values.dtype != pl.String or not values.drop_nulls().str.starts_with("[").all() or not values.count():
+        return values
+    read = [None if text is None else [str(item) for item in json.loads(text)] for text in values.to_list()]
+    return pl.Series(values.name, read, pl.List(pl.String))
 
 
 def _chosen(columns: ViewColumns, known: list[str], name: str) -> dict[str, str]:
@@ -141,6 +151,14 @@ def join_views(
         check_sortedness=False,
     )
     pairs = found.filter(pl.col("view").is_not_null()).select("event", "view")
+    if views.height and not len(pairs):
+        first = views.row(0, named=True)
+        raise InputError(
+            f"None of {views.height:,} picks of views is an event of the log. The first is of user "
+            f"{told(first['user'])} on item {told(first['item'])} at {iso(first['time'])}; the log has users "
+            f"such as {told(user_ids.head(3).to_list())}, items {told(item_ids.head(3).to_list())}, times from "
+            f"{iso(events['time'].to_numpy().min())}. Check the columns of impressions, --tz and --impression-window."
+        )
     listed = views.select("shown").with_row_index("view").join(pairs, on="view", how="inner").explode("shown")
     table = pl.DataFrame(
         {"shown": catalog_ids.cast(pl.String), "row": np.arange(1, len(catalog_ids) + 1, dtype=np.int32)}

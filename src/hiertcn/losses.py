@@ -71,12 +71,13 @@ def ranking_loss(
     queries: [T, Q], targets: int64 [T] rows ≥ 1, negatives: int64 [T, K] rows, 0 where there is none → scalar.
     Negatives equal to the target are left out; a target that has none left counts with what needs none.
     """
-    p = F.normalize(queries.float() if queries.dtype in (torch.bfloat16, torch.float16) else queries, dim=1)
     kept = (negatives > 0) & (negatives != targets.unsqueeze(1))
     vectors, bias = lookup(torch.cat([targets.unsqueeze(1), negatives], dim=1).flatten())
-    scores = torch.bmm(vectors.view(len(targets), -1, p.shape[1]).to(p.dtype), p.unsqueeze(2)).squeeze(2)
-    if bias is not None:
-        scores = scores + bias.view_as(scores)
+    with torch.autocast(queries.device.type, enabled=False):
+        p = F.normalize(queries.to(vectors.dtype), dim=1)
+        scores = torch.bmm(vectors.view(len(targets), -1, p.shape[1]), p.unsqueeze(2)).squeeze(2)
+        if bias is not None:
+            scores = scores + bias.view_as(scores)
     own, others = scores[:, :1], scores[:, 1:]
     if name == "nce":
         each = -weight * F.logsigmoid(-others)

@@ -71,7 +71,11 @@ class OwnNegatives:
             rows = torch.from_numpy(drawn).to(targets.device)
         if not shown.shape[1]:
             return rows
-        own = torch.nn.functional.pad(shown, (0, max(0, self._count - shown.shape[1])))[:, : self._count]
+        own = torch.nn.functional.pad(shown, (0, max(0, self._count - shown.shape[1])))
+        if own.shape[1] > self._count:
+            # By chance: what was shown lies in the order of item rows, the most popular first.
+            order = torch.from_numpy(rng.random(tuple(own.shape))).to(own.device).masked_fill(own == 0, 2.0).argsort(1)
+            own = own.gather(1, order[:, : self._count])
         return torch.where((own > 0).any(1, keepdim=True), own, rows)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["LossConfig", "Objective", "scores_of"]
+__all__ = ["LossConfig", "Objective", "check_agreement", "scores_of"]
 
 from typing import Annotated, Literal, Self
 
@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from hiertcn.config import Config, Positive
+from hiertcn.errors import InputError
 from hiertcn.impressions import MOST
-from hiertcn.losses import RankingLoss, cross_entropy, l2, ranking_loss, sampled_softmax
-from hiertcn.models import Model, VectorModel
+from hiertcn.losses import RANKING, RankingLoss, cross_entropy, l2, ranking_loss, sampled_softmax
+from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorConfig, VectorModel
 from hiertcn.negatives import Drawn, NegativeSampler, OwnNegatives
 from hiertcn.ragged import SessionBatch
 
@@ -43,6 +44,20 @@ class LossConfig(Config):
         if self.loss == "sampled_softmax" and not drawn:
             raise ValueError("sampled_softmax should have negatives: uniform, popular or in-batch ones")
         return self
+
+
+def check_agreement(model: ModelConfig, loss: LossConfig) -> None:
+    """Raises InputError for a loss that would train another order than the model ranks by."""
+    if isinstance(model, HierTCNConfig) and model.head == "softmax" and loss.loss in ("l2", *RANKING):
+        raise InputError(
+            f"loss {loss.loss!r} compares queries with item vectors, and a softmax head gives none. Set head to "
+            "embedding, or train by cross_entropy or sampled_softmax."
+        )
+    if isinstance(model, VectorConfig) and model.ranking == "l2" and loss.loss in RANKING and not model.unit:
+        raise InputError(
+            f"loss {loss.loss!r} takes queries at length 1, and by distance the length of a query changes what is "
+            "nearest. Set unit = true, or ranking to inner."
+        )
 
 
 def scores_of(config: LossConfig, targets: int, items: int, width: int) -> int:

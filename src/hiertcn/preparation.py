@@ -26,6 +26,7 @@ from hiertcn.options import PrepareConfig, prepare_config, preset_names
 from hiertcn.quarantine import EXAMPLES, shown
 from hiertcn.sessions import PARTS, Sessions, sessionize
 from hiertcn.splits import by_last, by_names, by_time, by_users, described, quantile_cuts
+from hiertcn.tables import Layout
 from hiertcn.times import iso, parse_time
 from hiertcn.vectors import write_vectors
 
@@ -128,9 +129,16 @@ def _views(log: Any, impressions: str | Path | None, config: PrepareConfig, colu
     if impressions is not None and config.impression_column is not None:
         raise InputError("Impressions were given twice, in a file and in a column of the log. Choose one.")
     if impressions is not None:
-        return read_views(impressions, config.impression_columns, config.layout, None, config.tz)
+        # A file of its own has a layout of its own; columns that are numbers say that it has no header.
+        named = [name for name in vars(config.impression_columns).values() if name]
+        header = not any(name.isdigit() for name in named)
+        return read_views(impressions, config.impression_columns, Layout(header=header), None, config.tz)
     if config.impression_column is None:
         return None
+    if columns.offset is not None:
+        raise InputError(
+            "impression_column can't be joined where an offset is added to times. Give a file of impressions."
+        )
     own = ViewColumns(columns.user, columns.item, columns.time, config.impression_column)
     return read_views(log, own, config.layout, config.time_unit, config.tz)
 

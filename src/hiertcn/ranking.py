@@ -16,7 +16,7 @@ from torch import Tensor
 from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
 from hiertcn.errors import TrainingError
-from hiertcn.models import Model
+from hiertcn.models import Model, VectorModel
 from hiertcn.ragged import SessionBatch
 from hiertcn.streams import Ints
 
@@ -31,7 +31,7 @@ class Ranks:
     ranks:  float64 [T], 1 is best, ties share the middle rank; NaN for a target outside the model's catalog, or without
             other candidates
     top:    int64 [T, k], the item rows ranked first
-    among:  int64 [T], how many items it was ranked among, itself one of them
+    among:  int64 [T], how many items it was ranked among, itself one of them; 0 outside the catalog
     """
 
     events: Ints
@@ -94,7 +94,7 @@ def _rank(model: Model, batches: Iterable[SessionBatch], rows: int, top: int, bl
         return Ranks(np.empty(0, np.int64), np.empty(0), np.empty((0, top), np.int64), np.empty(0, np.int64))
     order = torch.cat(events).argsort()
     found, ranked, first = (torch.cat(parts)[order].cpu().numpy() for parts in (events, ranks, best))
-    return Ranks(found, ranked, first, np.full(len(order), model.items_in_catalog))
+    return Ranks(found, ranked, first, np.where(np.isnan(ranked), 0, model.items_in_catalog))
 
 
 def _rank_among(
@@ -102,42 +102,44 @@ def _rank_among(
 ) -> Ranks:
     events, ranks, among = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)]
     carried = model.zero_state(rows)
-    for number, batch in enumerate(batches):
+    rng = np.random.default_rng(seed)
+    for batch in batches:
         batch = batch.to(carried.device)
         queries, after = model(batch, batch.initial(carried))
         carried = batch.carry(carried, after)
-        others = batch.shown
-        if isinstance(candidates, int):
-            drawn = np.random.default_rng([seed, number]).integers(
-                1, model.items_in_catalog + 1, (len(batch.targets), candidates)
-            )
-            others = torch.from_numpy(drawn).to(carried.device)
-        asked = torch.cat([batch.targets.unsqueeze(1), others], dim=1)
-        kept = (others > 0) & (others != batch.targets.unsqueeze(1)) & (batch.targets > 0).unsqueeze(1)
-        scores = _score_rows(model, queries[batch.positions], asked.clamp_min(1), block)
-        own, others_scores = scores[:, :1], scores[:, 1:]
-        if bool(own.isnan().any()):
-            raise TrainingError("The model scores an item with NaN; its weights are damaged. Train it again.")
-        above = (~(others_scores <= own) & kept).sum(1)
-        equal = ((others_scores == own) & kept).sum(1)
-        found = (1 + above + equal / 2).double().masked_fill(~kept.any(1), torch.nan)
+        asked = queries[batch.positions]
+        # No more numbers in the vectors of candidates than scores, where those are all that is computed.
+        each = asked.shape[1] * (candidates if isinstance(candidates, int) else batch.shown.shape[1])
+        width = max(1, block // max(1, each if isinstance(model, VectorModel) else model.items_in_catalog))
+        for begin in range(0, len(asked), width):
+            targets = batch.targets[begin : begin + width]
+            others = batch.shown[begin : begin + width]
+            if isinstance(candidates, int):
+                drawn = rng.integers(1, model.items_in_catalog + 1, (len(targets), candidates))
+                others = torch.from_numpy(drawn).to(carried.device)
+            found, counted = _mid_ranks_among(model, asked[begin : begin + width], targets, others)
+            ranks.append(found.cpu().numpy())
+            among.append(counted.cpu().numpy())
         events.append(batch.events.cpu().numpy())
-        ranks.append(found.cpu().numpy())
-        among.append((1 + kept.sum(1)).cpu().numpy())
     every = np.concatenate(events)
     order = every.argsort()
     top = np.empty((len(every), 0), np.int64)
     return Ranks(every[order], np.concatenate(ranks)[order], top, np.concatenate(among)[order])
 
 
-def _score_rows(model: Model, queries: Tensor, rows: Tensor, block: int) -> Tensor:
-    # A model may have to score the whole catalog for it.
-    width = max(1, block // model.items_in_catalog)
-    begins = range(0, len(queries), width)
-    return torch.cat(
-        [queries.new_empty(0, rows.shape[1])]
-        + [model.score_rows(queries[begin : begin + width], rows[begin : begin + width]) for begin in begins]
-    )
+def _mid_ranks_among(model: Model, queries: Tensor, targets: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 [T] and int64 [T]: ranks of `targets` among themselves and `others` [T, C], and of how many (0: no item).
+
+    A candidate that is 0 or the target is none.
+    """
+    kept = (others > 0) & (others != targets.unsqueeze(1)) & (targets > 0).unsqueeze(1)
+    scores = model.score_rows(queries, torch.cat([targets.unsqueeze(1), others], dim=1).clamp_min(1))
+    own, theirs = scores[:, :1], scores[:, 1:]
+    if bool(own.isnan().any()):
+        raise TrainingError("The model scores an item with NaN; its weights are damaged. Train it again.")
+    above, equal = (~(theirs <= own) & kept).sum(1), ((theirs == own) & kept).sum(1)
+    found = (1 + above + equal / 2).double().masked_fill(~kept.any(1), torch.nan)
+    return found, kept.sum(1) + (targets > 0)
 
 
 def _mid_ranks(scores: Tensor, targets: Tensor) -> Tensor:

@@ -191,15 +191,19 @@ class Recommender:
         keys = None if keys is None else np.append(keys, keys[-1:])
         offsets = sessionize(np.array([0, len(times)]), times, self._session_gap, self._longest, keys)
         whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, np.array([0, len(offsets) - 1]))
-        stream = Stream.of(whole, self._rows, "test")
+        stream = Stream.of(whole, self._rows, "test", self._longest)
         lengths = np.diff(stream.session_offsets)
-        gaps = stream.gaps.copy()
+        seen, gaps = stream.seen, stream.gaps.copy()
         if state.previous_end is not None:
-            gaps[0] = stream.seen[0] - state.previous_end / SECOND
+            if begins_session(state.previous_end, times[0], self._session_gap):
+                gaps[0] = seen[0] - state.previous_end / SECOND
+            else:
+                # It began because the one before was full; see Stream.of.
+                seen[0] = state.previous_end / SECOND
         only = np.zeros(1, dtype=np.int64)
         return pack_sessions(
             items=stream.items,
-            seen=stream.seen,
+            seen=seen,
             session_lengths=lengths,
             user_sessions=np.diff(stream.user_offsets),
             gaps=gaps,
@@ -236,7 +240,7 @@ class Recommender:
 
 def _digest(run: Run) -> bytes:
     """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
-    stated = [run.manifest["weights"]["sha256"], run.manifest["model"], run.manifest["catalog"]["trained"]]
+    stated = [run.manifest["trained"], run.manifest["model"]]
     stated += [run.session_gap, run.max_session_events]
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:DIGEST]
 

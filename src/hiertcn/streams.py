@@ -55,8 +55,11 @@ class Stream:
     shown_counts: Ints
 
     @classmethod
-    def of(cls, sessions: Sessions, rows: Ints, part: str) -> Stream:
-        """For "train": the events of the train part, each a target. Otherwise: every event of the users with events in
+    def of(cls, sessions: Sessions, rows: Ints, part: str, longest: int) -> Stream:
+        """The events of users as positions. Of a session that begins only because the one before it held `longest`
+        events a model knows no more than within one: its begin is the time of the event before, its gap is 0.
+
+        For "train": the events of the train part, each a target. Otherwise: every event of the users with events in
         `part`, whatever part it is in, up to their last one there; the targets are those of `part`."""
         asked = sessions.parts == PARTS.index(part)
         if part == "train":
@@ -74,6 +77,10 @@ class Stream:
         step = np.cumsum(known) - known
         step -= step[begins[session]]
         held = np.bincount(session[known], minlength=len(count))
+        cut = np.append(False, np.diff(sessions.session_offsets) >= longest)[: len(count)]
+        cut[sessions.user_offsets[:-1][np.diff(sessions.user_offsets) > 0]] = False
+        cut[1:] &= held[:-1] > 0
+        before = sessions.times[np.maximum(sessions.session_offsets[:-1] - 1, 0)] / SECOND
         trailing = np.zeros(len(count), dtype=np.int64)
         trailing[session[asked & ~known & (step == held[session])]] = 1
         lengths = held + trailing
@@ -82,9 +89,9 @@ class Stream:
         offsets = np.zeros(len(kept) + 1, dtype=np.int64) if sessions.shown_offsets is None else sessions.shown_offsets
         return cls(
             items=_scattered(items, place, known, int(lengths.sum())),
-            seen=_seen(times, place, known, lengths, count, begins),
+            seen=_seen(times, place, known, lengths, np.where(cut, before, _first(times, begins, count))),
             session_offsets=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]),
-            gaps=_gaps(times, count, begins, held, sessions.user_offsets)[lengths > 0],
+            gaps=np.where(cut, np.float32(0), _gaps(times, count, begins, held, sessions.user_offsets))[lengths > 0],
             user_offsets=np.concatenate([[0], np.cumsum(lengths > 0)])[sessions.user_offsets],
             positions=place[asked],
             targets=items[asked],
@@ -106,15 +113,22 @@ def _seen(
     place: Ints,
     known: npt.NDArray[np.bool_],
     lengths: Ints,
-    count: Ints,
-    begins: Ints,
+    first: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.float64]:
+    """float64 [P]; first: [M], what is known of time where a session begins."""
     size = int(lengths.sum())
     seen = np.empty(size + 1)
     seen[place[known] + 1] = times[known]
     starts = (np.cumsum(lengths) - lengths)[lengths > 0]
-    seen[starts] = times[begins[(lengths > 0) & (count > 0)]]
+    seen[starts] = first[lengths > 0]
     return seen[:size]
+
+
+def _first(times: npt.NDArray[np.float64], begins: Ints, count: Ints) -> npt.NDArray[np.float64]:
+    """[M]: the time of each session's first event; 0 of one without events."""
+    first = np.zeros(len(count))
+    first[count > 0] = times[begins[count > 0]]
+    return first
 
 
 def _gaps(

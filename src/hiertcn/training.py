@@ -22,9 +22,10 @@ from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
-from hiertcn.models import Model, ModelConfig, VectorConfig, VectorModel, build, trainable
+from hiertcn.models import Model, ModelConfig, VectorModel, build, resolved, trainable
+from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
-from hiertcn.objective import LossConfig, Objective, scores_of
+from hiertcn.objective import LossConfig, Objective, check_agreement, scores_of
 from hiertcn.optimizer import Optimizer
 from hiertcn.progress import Progress
 from hiertcn.ragged import SessionBatch
@@ -84,12 +85,14 @@ def train(
     need of more memory than is free (unless `allow_memory`); TrainingError when a loss, a gradient or a weight is not
     finite (the last checkpoint is kept); StorageError when the disk refuses a write.
     """
+    cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
+    model = resolved(model, cache.vectors)
+    check_agreement(model, config)
     if not trainable(model):
         raise InputError(
             f"{model.name} learns nothing so, there is nothing to train. "
             f"Evaluate it with `hiertcn evaluate RUN --model {model.name}`."
         )
-    cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
     cache.verify()
     for part in ("train", "valid"):
         if not cache.manifest.parts.get(part, {}).get("events"):
@@ -119,8 +122,8 @@ class _Training:
         self.cache, self.config, self.model_config, self.out, self.progress = cache, config, model, out, progress
         events = cache.catalog.train_events
         self.device = _device(config.device)
-        self._uses_vectors = isinstance(model, VectorConfig) and model.vectors != "learned"
         self.model: Model = build(model, events, config.seed, cache.vectors).to(self.device)
+        self._given = isinstance(self.model, VectorModel) and isinstance(self.model.items, GivenItems)
         if config.loss != "cross_entropy" and len(events) > SPARSE_FROM and isinstance(self.model, VectorModel):
             self.model.items.sparse = True
         self.batches = SessionBatches(
@@ -145,6 +148,11 @@ class _Training:
     def run(self, resume: bool, stopped: threading.Event) -> Run:
         if checkpoint.begin(self.out, self._identity(), resume):
             self._load()
+            if self.history and Run(self.out).changed:
+                raise InputError(
+                    f"Items were added to the catalog of {self.out} or withdrawn from it; going on with its training "
+                    "would undo that. Train in another --out."
+                )
         else:
             self._save()
         best = self.history[self._best()][self.config.metric] if self.history else None
@@ -184,7 +192,7 @@ class _Training:
                 self.model_config,
                 self.cache.catalog,
                 self._facts(),
-                self.cache.path / VECTORS if self._uses_vectors else None,
+                self.cache.path / VECTORS if self._given else None,
             )
         else:
             state_history(self.out, self.history)

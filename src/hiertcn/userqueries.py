@@ -51,7 +51,8 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
         with pq.ParquetWriter(aside, schema) as writer:
             for index in range(len(cache)):
                 shard = cache.shard(index)
-                found = np.concatenate(list(current_queries(model, shard.sessions, rows))).astype(np.float16)
+                blocks = current_queries(model, shard.sessions, rows, run.max_session_events)
+                found = np.concatenate(list(blocks)).astype(np.float16)
                 queries = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), size)
                 writer.write_table(pa.table([shard.user_ids.to_arrow(), queries], schema=schema))
                 users += len(found)
@@ -59,33 +60,40 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
 
 
 @torch.inference_mode()
-def current_queries(model: Model, sessions: Sessions, rows: Ints) -> Iterator[npt.NDArray[np.float32]]:
-    """Queries [u, Q] after all events of the users of a shard, some users at a time. rows: as of `known_rows`."""
+def current_queries(model: Model, sessions: Sessions, rows: Ints, longest: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Queries [u, Q] after all events of the users of a shard, some users at a time.
+
+    rows: as of `known_rows`     longest: events of a session that is over
+    """
     model.eval()
     blocks = sessions.event_offsets[:-1] // EVENTS_TOGETHER
     bounds = np.append(np.flatnonzero(np.diff(blocks, prepend=-1)), len(blocks)).tolist()
     for first, last in pairwise(bounds):
-        batch = pack_sessions(**_asked_at_the_end(sessions.users(first, last), rows))
+        batch = pack_sessions(**_asked_at_the_end(sessions.users(first, last), rows, longest))
         queries, _ = model(batch, model.zero_state(last - first))
         found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()
         yield found
 
 
-def _asked_at_the_end(sessions: Sessions, rows: Ints) -> dict[str, Any]:
+def _asked_at_the_end(sessions: Sessions, rows: Ints, longest: int) -> dict[str, Any]:
     """The arrays of `pack_sessions` of users of whom one more event is asked for, in their running session."""
     ends = sessions.event_offsets[1:]
-    lengths = np.diff(sessions.session_offsets)
-    lengths[sessions.user_offsets[1:] - 1] += 1
     times = np.insert(sessions.times, ends, sessions.times[ends - 1])
     parts = np.insert(np.zeros(len(sessions.items), dtype=np.uint8), ends, PARTS.index("test"))
+    # The event asked for is in the running session, or begins one if that is full.
+    last = sessions.user_offsets[1:] - 1
+    lengths = np.diff(sessions.session_offsets)
+    full = lengths[last] >= longest
+    lengths[last] += ~full
+    lengths = np.insert(lengths, last[full] + 1, 1)
     whole = Sessions(
         np.insert(sessions.items, ends, 0),
         times,
         parts,
         np.concatenate([[0], np.cumsum(lengths)]),
-        sessions.user_offsets,
+        sessions.user_offsets + np.concatenate([[0], np.cumsum(full)]),
     )
-    stream = Stream.of(whole, rows, "test")
+    stream = Stream.of(whole, rows, "test", longest)
     per_user = np.diff(stream.user_offsets)
     finished = np.ones(len(stream.gaps), dtype=bool)
     finished[stream.user_offsets[1:] - 1] = False

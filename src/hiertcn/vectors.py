@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ["GivenVectors", "Vectors", "find_vector_column", "open_vectors", "read_vectors", "write_vectors"]
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,13 +56,21 @@ def find_vector_column(sources: Sequence[Source], wanted: str | None) -> str | N
                 f"give the vectors in a file of their own ({', '.join(_ARRAYS)}) with --vectors."
             )
         return None
-    schema = pq.read_schema(sources[0].path)
+    schema, *others = (pq.read_schema(source.path) for source in sources if source.kind == "parquet")
     packed = any(source.path.name != source.name for source in sources)
     lists = [field.name for field in schema if _is_vector(field.type)]
     if packed and lists:
         raise InputError(f"{sources[0].name} is packed and holds vectors; give the Parquet file itself.")
     if wanted is None:
-        return next((name for name in lists if name.lower() in _KNOWN), None)
+        wanted = next((name for name in lists if name.lower() in _KNOWN), None)
+        if wanted is None:
+            return None
+    lacking = any(wanted not in other.names or not _is_vector(other.field(wanted).type) for other in others)
+    if wanted in lists and (lacking or len(others) + 1 < len(sources)):
+        raise InputError(
+            f"{sources[0].name} has vectors in column {shown(wanted)}, and another file of the item list has not; "
+            "expected them in all or in none. Add them there."
+        )
     if wanted not in lists:
         kind = f", but one of {schema.field(wanted).type}" if wanted in schema.names else nearest(wanted, lists)
         raise InputError(
@@ -171,6 +180,9 @@ def write_vectors(
         )
     dtype = given.dtype if before is None else before.dtype
     table = open_memmap(path, mode="w+", dtype=dtype, shape=(height, given.dim))
+    with path.open("rb+") as file:
+        # A full disk is told here; in the middle of writing to a map it would kill the process.
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     held = 0 if before is None else len(before)
     for at in range(0, held, _ROWS):
         table[at : min(at + _ROWS, held)] = before[at : at + _ROWS]  # type: ignore[index]

@@ -16,6 +16,7 @@ __all__ = [
     "VectorConfig",
     "VectorModel",
     "build",
+    "resolved",
     "trainable",
 ]
 
@@ -51,6 +52,15 @@ _MODELS: dict[type[ModelConfig], Any] = {
 CONFIGS: dict[str, type[ModelConfig]] = {config.name: config for config in _MODELS}
 
 
+def resolved(config: ModelConfig, vectors: Vectors | None) -> ModelConfig:
+    """The config with its `vectors` chosen where it leaves that open: fixed if the catalog has some, else learned."""
+    if not isinstance(config, VectorConfig) or config.vectors is not None:
+        return config
+    softmax = isinstance(config, HierTCNConfig) and config.head == "softmax"
+    how = "learned" if vectors is None or softmax else "fixed"
+    return type(config)(**{**config.model_dump(), "vectors": how})
+
+
 def trainable(config: ModelConfig) -> bool:
     """Whether a model of this config learns anything; the others only count, or average what is given."""
     averages = isinstance(config, MovingAverageConfig) and config.vectors == "fixed"
@@ -60,9 +70,9 @@ def trainable(config: ModelConfig) -> bool:
 def build(config: ModelConfig, train_events: npt.NDArray[np.int64], seed: int, vectors: Vectors | None = None) -> Model:
     """A model over the catalog whose train events are `train_events` [items + 1], initialised under `seed`.
 
-    vectors: [items + 1, G], those of the catalog; needed where `config.vectors` is not "learned", else not used.
+    vectors: [items + 1, G], those of the catalog; used unless `config.vectors` is "learned" (or None, see `resolved`)
     """
-    how = config.vectors if isinstance(config, VectorConfig) else "learned"
+    how = (config.vectors or "learned") if isinstance(config, VectorConfig) else "learned"
     how = "fixed" if isinstance(config, MaxItemConfig) else how
     if how != "learned" and vectors is None:
         raise InputError(

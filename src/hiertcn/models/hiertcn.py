@@ -45,7 +45,7 @@ class HierTCNConfig(VectorConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if self.head == "softmax" and (self.vectors != "learned" or self.ranking != "inner" or self.unit):
+        if self.head == "softmax" and (self.vectors not in (None, "learned") or self.ranking != "inner" or self.unit):
             raise ValueError('head should be "embedding" for given vectors, "l2" ranking or unit queries')
         return self
 

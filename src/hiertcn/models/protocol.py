@@ -70,13 +70,13 @@ class VectorConfig(Config):
 
     dim:     size of what is read of an item; where vectors are learned, their size
     vectors: "learned" with the model; or those of the catalog: "fixed", "tuned" (learned on), or "both" (fixed, and
-             learned ones beside them)
+             learned ones beside them). None: fixed where the catalog has some, else learned
     ranking: "inner" scores by the inner product, "l2" by the negative squared distance
     unit:    queries have length 1; the ranking losses say so (You et al., 2019)
     """
 
     dim: Count = 128
-    vectors: How = "learned"
+    vectors: How | None = None
     ranking: Literal["inner", "l2"] = "inner"
     unit: bool = False
 
@@ -89,12 +89,10 @@ class VectorModel(Model):
 
     def __init__(self, items: int, state_size: int, config: VectorConfig, given: Tensor | None) -> None:
         super().__init__(items, state_size)
-        if (given is None) != (config.vectors == "learned"):
-            raise ValueError(f"vectors is {config.vectors!r} and {'none are' if given is None else 'some are'} given")
         self.items: Items = (
             LearnedItems(items, config.dim)
             if given is None
-            else GivenItems(items, config.dim, config.vectors, given, self.reads)
+            else GivenItems(items, config.dim, config.vectors or "fixed", given, self.reads)
         )
         self._ranking, self._unit = config.ranking, config.unit
 

@@ -36,10 +36,14 @@ def train(
     preset: Annotated[str, typer.Option(help="small, paper, pinterest, hrnn, gru or moving_average.")] = "small",
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train part at most.")] = None,
-    loss: Annotated[str | None, typer.Option(help="cross_entropy or sampled_softmax.")] = None,
+    loss: Annotated[str | None, typer.Option(help="cross_entropy, sampled_softmax, l2 or a ranking loss.")] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     rows: Annotated[int | None, typer.Option(help="Rows of a batch.")] = None,
-    dim: Annotated[int | None, typer.Option(help="Size of item vectors.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Size of item vectors, or of what is read of given ones.")] = None,
+    vectors: Annotated[
+        str | None, typer.Option(help="fixed, tuned, both or learned.", show_default="fixed where items have some")
+    ] = None,
+    tune_vectors: Annotated[bool, typer.Option("--tune-vectors", help="The same as --vectors tuned.")] = False,
     seed: Annotated[int | None, typer.Option()] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
@@ -51,7 +55,9 @@ def train(
     from hiertcn.training import train as train_model
 
     given = {"epochs": epochs, "loss": loss, "learning_rate": learning_rate, "rows": rows, "seed": seed}
-    model_config, train_config = read_settings(preset, config, {"dim": dim}, {**given, "device": device})
+    model_config, train_config = read_settings(
+        preset, config, {"dim": dim, "vectors": "tuned" if tune_vectors else vectors}, {**given, "device": device}
+    )
     run = train_model(
         cache, model_config, train_config, out, resume=resume, allow_memory=yes, progress=Progress(console)
     )
@@ -66,7 +72,9 @@ def evaluate(
     run: RunFolder,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     cache: OtherCache = None,
-    model: Annotated[str | None, typer.Option(help="Rank by popularity or last_items instead.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Rank by popularity, last_items, or by given vectors: moving_average, max_item.")
+    ] = None,
     candidates: Annotated[str, typer.Option(help="all, impressions, or random:N.")] = "all",
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write all metrics and segments.")
