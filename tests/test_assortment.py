@@ -85,7 +85,7 @@ def test_items_that_only_the_test_part_knew_can_be_added(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (listed(some_vectors())[9:], r"1 items of .* are in the catalog already, such as \['i09'\]"),
+        (listed(some_vectors())[9:], r"1 item\(s\) of .* are in the catalog already, such as \['i09'\]"),
         (listed(some_vectors())[10:].select("item_id"), "holds no vectors"),
         (listed(some_vectors()[:, :3])[10:], f"of size 3; those of .* have {DIM}"),
         (listed(np.zeros((ITEMS, DIM), np.float32))[10:], r"2 zero, such as of \['i10', 'i11'\]"),
@@ -128,7 +128,7 @@ def test_withdrawn_items_are_not_recommended(tmp_path: Path) -> None:
     assert set(found) == {f"i{k:02}" for k in range(10)} - {"i01", "i02", "i03"}
     with Recommender.load(run) as rec:
         assert not {r.item for r in rec.recommend("nobody", 50)} & {"i01", "i02", "i03"}
-    with pytest.raises(InputError, match=r"1 items are not in the catalog.*'x'"):
+    with pytest.raises(InputError, match=r"1 item\(s\) are not in the catalog.*'x'"):
         withdraw_items(run, ["i01", "x"])
 
 

@@ -43,6 +43,7 @@ BAD: dict[str, tuple[int, list[str]]] = {
     "prepare P/log.parquet --out P/run": (2, ["is there and is no cache"]),
     "inspect T/nothing": (3, ["is not a cache", "hiertcn prepare"]),
     "train T/nothing --out T/r": (3, ["is not a cache"]),
+    "train P/run --out T/r": (3, ["is a model directory, not a cache"]),
     "train P/cache --out T/r --preset smal": (2, ["did you mean 'small'?"]),
     "train P/cache --out T/r --epochs 0 --rows -1": (2, ["epochs", "rows", "greater"]),
     "train P/cache --out T/r --config T/nothing.toml": (2, ["can't be read as TOML"]),

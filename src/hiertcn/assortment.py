@@ -65,7 +65,7 @@ def _checked(run: Run, listed: ItemList, name: str) -> GivenVectors:
     there = listed.items["item_id"].filter(listed.items["item_id"].is_in(run.catalog.ids.implode()))
     if len(there):
         raise InputError(
-            f"{len(there):,} items of {name} are in the catalog already, such as "
+            f"{len(there):,} item(s) of {name} are in the catalog already, such as "
             f"{shown(there.head(EXAMPLES).to_list())}. Leave them out."
         )
     return listed.vectors
@@ -106,8 +106,8 @@ def withdraw_items(run: str | Path, ids: Sequence[str | int]) -> int:
         unknown = [item for item in ids if not opened.catalog.row(item)]
         if unknown:
             raise InputError(
-                f"{len(unknown):,} items are not in the catalog of {opened.path}, such as {shown(unknown[:EXAMPLES])}. "
-                "Give ids as they stand in the log."
+                f"{len(unknown):,} item(s) are not in the catalog of {opened.path}, such as "
+                f"{shown(unknown[:EXAMPLES])}. Give ids as they stand in the log."
             )
         rows = sorted({*opened.withdrawn.tolist(), *(opened.catalog.row(item) for item in ids)})
         change_run(opened, withdrawn=rows)

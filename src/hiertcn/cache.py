@@ -110,6 +110,11 @@ class Cache:
                 f"{self.path} is not a cache: {manifest.name} can't be read ({error}). "
                 "Give the folder that `hiertcn prepare LOG --out CACHE` wrote."
             ) from error
+        if isinstance(found, dict) and "weights" in found:
+            raise ArtifactError(
+                f"{self.path} is a model directory, not a cache. Give the folder that "
+                "`hiertcn prepare LOG --out CACHE` wrote."
+            )
         known = {f.name for f in fields(Manifest)}
         if not isinstance(found, dict) or found.get("format") != FORMAT or set(found) != known:
             written = found.get("format") if isinstance(found, dict) else None

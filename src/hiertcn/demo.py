@@ -91,14 +91,14 @@ def _optimum(log: pl.DataFrame, evaluation: Evaluation) -> dict[str, float]:
 
 
 def _grid(found: list[Evaluation], best: dict[str, float] | None) -> Grid:
-    columns = ("recall@1", "recall@10", "mrr", "mean_rank_percentile")
+    columns = ("recall@1", "recall@10", "mrr")
     grid = Grid("model", *columns, title=f"{found[0].table.targets:,} test events, per event, with 95% intervals")
     for evaluation in found:
         table = evaluation.table
         grid.add_row(
             evaluation.name,
             *(
-                f"{table.event[c]:.4f} ({table.event_interval[c][0]:.4f}–{table.event_interval[c][1]:.4f})"
+                f"{table.event[c]:.4f}\n{table.event_interval[c][0]:.4f}–{table.event_interval[c][1]:.4f}"
                 for c in columns
             ),
         )

@@ -14,10 +14,23 @@ from torch import Tensor
 from hiertcn.config import Config, Positive
 from hiertcn.errors import InputError
 from hiertcn.impressions import MOST
-from hiertcn.losses import RANKING, RankingLoss, cross_entropy, l2, ranking_loss, sampled_softmax
+from hiertcn.losses import RANKING, cross_entropy, l2, ranking_loss, sampled_softmax
 from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorConfig, VectorModel
 from hiertcn.negatives import Drawn, NegativeSampler, OwnNegatives
 from hiertcn.ragged import SessionBatch
+
+# One list, so that an error shows it as one; the last six are RankingLoss.
+Loss = Literal[
+    "cross_entropy",
+    "sampled_softmax",
+    "l2",
+    "nce",
+    "bpr",
+    "bpr_sigmoid",
+    "hinge",
+    "hinge_sigmoid",
+    "hinge_logsigmoid",
+]
 
 
 class LossConfig(Config):
@@ -28,7 +41,7 @@ class LossConfig(Config):
     delta, nce_weight:      the margin of the hinges, the weight of nce's negatives
     """
 
-    loss: Literal["cross_entropy", "sampled_softmax", "l2"] | RankingLoss = "cross_entropy"
+    loss: Loss = "cross_entropy"
     uniform_negatives: Annotated[int, Field(ge=0)] = 256
     popular_negatives: Annotated[int, Field(ge=0)] = 256
     popularity_alpha: Annotated[float, Field(ge=0, le=1)] = 0.75

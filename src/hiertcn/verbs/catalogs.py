@@ -21,7 +21,7 @@ def add(
     """Add items to a model that ranks by the vectors items come with; nothing is trained."""
     from hiertcn.assortment import add_items
 
-    say(f"{run}: {add_items(run, items, vectors, vector_column):,} items added")
+    say(f"{run}: {add_items(run, items, vectors, vector_column):,} item(s) added")
 
 
 def withdraw(
@@ -31,4 +31,4 @@ def withdraw(
     """Withdraw items: they are never recommended again."""
     from hiertcn.assortment import withdraw_items
 
-    say(f"{run}: {withdraw_items(run, items):,} items are withdrawn")
+    say(f"{run}: {withdraw_items(run, items):,} item(s) are withdrawn")

@@ -141,7 +141,7 @@ def recommend(
     if not best:
         say("The person had every item of the catalog, so none is left.")
     elif best[0].source == "popular":
-        say("No event of this person is known to the model: these are the most popular items.")
+        say("No event of this person is known to the model: these are the most popular items and their train events.")
     for entry in best:
         typer.echo(f"{entry.item}\t{entry.score:.4f}\t{entry.title or ''}")
 
