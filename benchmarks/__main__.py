@@ -2,7 +2,7 @@
 
 import sys
 
-from benchmarks import accuracy, evaluation, generator, impressions, preparation, training_speed
+from benchmarks import accuracy, evaluation, generator, impressions, preparation, training_speed, vector_speed
 from benchmarks.record import main
 
 if __name__ == "__main__":
@@ -11,6 +11,7 @@ if __name__ == "__main__":
             {
                 "generator": generator.run,
                 "training_speed": training_speed.run,
+                "vector_speed": vector_speed.run,
                 "evaluation": evaluation.run,
                 "preparation": preparation.run,
                 "accuracy_last": accuracy.run_last,

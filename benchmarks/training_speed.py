@@ -16,9 +16,11 @@ from benchmarks.padded import padded_forward
 from benchmarks.record import real_log, record, scratch
 from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
+from hiertcn.impressions import MOST
 from hiertcn.losses import sampled_softmax
 from hiertcn.models import HierTCNConfig, HRNNConfig, VectorModel, build
 from hiertcn.models.hiertcn import HierTCN
+from hiertcn.models.items import GivenItems
 from hiertcn.negatives import NegativeSampler
 from hiertcn.optimizer import Optimizer
 from hiertcn.preparation import prepare
@@ -59,7 +61,9 @@ class Trainer:
 def products(batch: SessionBatch, model: HierTCN) -> list[tuple[int, int, int]]:
     """(m, k, n) of every matrix product of one forward pass, on the positions that need it; the loss's, too."""
     positions, sessions, folds = len(batch.items), batch.sessions, len(batch.folds)
-    shapes = [
+    given = model.items.project if isinstance(model.items, GivenItems) else None
+    shapes = [] if given is None else [(positions, given.in_features, given.out_features)]
+    shapes += [
         (positions, model.config.dim, model.config.channels[0]),
         (sessions, model.state_size, model.config.channels[0]),
     ]
@@ -72,8 +76,8 @@ def products(batch: SessionBatch, model: HierTCN) -> list[tuple[int, int, int]]:
         for tap, weight in enumerate(block.weight):
             begin, _ = batch.lag(tap * block.dilation) if tap else (0, None)
             shapes.append((positions - begin, *weight.shape))
-    shapes.append((positions, model.config.channels[-1], model.config.dim))
-    shapes.append((len(batch.targets), model.config.dim, NEGATIVES))
+    shapes.append((positions, model.config.channels[-1], model.items.query_size))
+    shapes.append((len(batch.targets), model.items.query_size, NEGATIVES if given is None else MOST + 1))
     return shapes
 
 
