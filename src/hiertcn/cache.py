@@ -14,6 +14,7 @@ __all__ = ["FORMAT", "Cache", "Manifest", "Shard", "write_cache"]
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -33,6 +34,8 @@ from hiertcn.vectors import Vectors, open_vectors
 
 FORMAT = 1
 VECTORS = "vectors.npy"
+# Of each the offsets of its sessions are in memory.
+_OPEN_SHARDS = 4
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Cache:
                 raise ArtifactError(
                     f"{self.path / name} is missing or not of the {size} bytes stated. Prepare the log again."
                 )
-        self._shards: dict[int, Shard] = {}
+        self._shards: OrderedDict[int, Shard] = OrderedDict()
 
     def _files(self) -> list[tuple[str, int, str]]:
         try:
@@ -172,6 +175,9 @@ class Cache:
     def shard(self, index: int) -> Shard:
         if index not in self._shards:
             self._shards[index] = Shard(self.path / self.manifest.shards[index]["file"])
+            if len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(index)
         return self._shards[index]
 
     def find(self, user_id: str | int) -> tuple[int, int] | None:
