@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from caches import cache_of
@@ -104,6 +104,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example([(1, 0), (1, 0), (1, GAP), (1, 0)], list(KINDS).index("full"), False, 1)
 @given(moments, st.integers(0, len(KINDS) - 1), st.booleans(), st.integers(1, 7))
 def test_event_by_event_is_the_whole_history(
     runs: list[Run], events: list[tuple[int, int]], kind: int, exclude: bool, k: int

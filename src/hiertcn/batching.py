@@ -86,9 +86,9 @@ class SessionBatches:
     def _stream(self, index: int) -> tuple[Stream, _Chunks]:
         """A shard's stream, cut into chunks; a bounded number stays resident."""
         if index not in self._streams:
-            stream = Stream.of(
-                self._cache.shard(index).sessions, self._item_rows, self._part, self._cache.manifest.max_session_events
-            )
+            sessions, manifest = self._cache.shard(index).sessions, self._cache.manifest
+            rule = manifest.session_gap, manifest.max_session_events
+            stream = Stream.of(sessions, self._item_rows, self._part, *rule)
             self._streams[index] = stream, _Chunks.of(stream, self._chunk)
             if len(self._streams) > RESIDENT_SHARDS:
                 self._streams.popitem(last=False)

@@ -191,7 +191,7 @@ class Recommender:
         keys = None if keys is None else np.append(keys, keys[-1:])
         offsets = sessionize(np.array([0, len(times)]), times, self._session_gap, self._longest, keys)
         whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, np.array([0, len(offsets) - 1]))
-        stream = Stream.of(whole, self._rows, "test", self._longest)
+        stream = Stream.of(whole, self._rows, "test", self._session_gap, self._longest)
         lengths = np.diff(stream.session_offsets)
         seen, gaps = stream.seen, stream.gaps.copy()
         if state.previous_end is not None:

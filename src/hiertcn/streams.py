@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.catalog import Catalog
-from hiertcn.sessions import PARTS, SECOND, Sessions
+from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session
 
 Ints = npt.NDArray[np.int64]
 
@@ -55,7 +55,7 @@ class Stream:
     shown_counts: Ints
 
     @classmethod
-    def of(cls, sessions: Sessions, rows: Ints, part: str, longest: int) -> Stream:
+    def of(cls, sessions: Sessions, rows: Ints, part: str, session_gap: float, longest: int) -> Stream:
         """The events of users as positions. Of a session that begins only because the one before it held `longest`
         events a model knows no more than within one: its begin is the time of the event before, its gap is 0.
 
@@ -80,7 +80,8 @@ class Stream:
         cut = np.append(False, np.diff(sessions.session_offsets) >= longest)[: len(count)]
         cut[sessions.user_offsets[:-1][np.diff(sessions.user_offsets) > 0]] = False
         cut[1:] &= held[:-1] > 0
-        before = sessions.times[np.maximum(sessions.session_offsets[:-1] - 1, 0)] / SECOND
+        begin, before = (sessions.times[np.maximum(sessions.session_offsets[:-1] - back, 0)] for back in (0, 1))
+        cut &= ~begins_session(before, begin, session_gap)
         trailing = np.zeros(len(count), dtype=np.int64)
         trailing[session[asked & ~known & (step == held[session])]] = 1
         lengths = held + trailing
@@ -89,7 +90,7 @@ class Stream:
         offsets = np.zeros(len(kept) + 1, dtype=np.int64) if sessions.shown_offsets is None else sessions.shown_offsets
         return cls(
             items=_scattered(items, place, known, int(lengths.sum())),
-            seen=_seen(times, place, known, lengths, np.where(cut, before, _first(times, begins, count))),
+            seen=_seen(times, place, known, lengths, np.where(cut, before / SECOND, _first(times, begins, count))),
             session_offsets=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]),
             gaps=np.where(cut, np.float32(0), _gaps(times, count, begins, held, sessions.user_offsets))[lengths > 0],
             user_offsets=np.concatenate([[0], np.cumsum(lengths > 0)])[sessions.user_offsets],

@@ -51,7 +51,7 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
         with pq.ParquetWriter(aside, schema) as writer:
             for index in range(len(cache)):
                 shard = cache.shard(index)
-                blocks = current_queries(model, shard.sessions, rows, run.max_session_events)
+                blocks = current_queries(model, shard.sessions, rows, run.session_gap, run.max_session_events)
                 found = np.concatenate(list(blocks)).astype(np.float16)
                 queries = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), size)
                 writer.write_table(pa.table([shard.user_ids.to_arrow(), queries], schema=schema))
@@ -60,22 +60,24 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
 
 
 @torch.inference_mode()
-def current_queries(model: Model, sessions: Sessions, rows: Ints, longest: int) -> Iterator[npt.NDArray[np.float32]]:
+def current_queries(
+    model: Model, sessions: Sessions, rows: Ints, session_gap: float, longest: int
+) -> Iterator[npt.NDArray[np.float32]]:
     """Queries [u, Q] after all events of the users of a shard, some users at a time.
 
-    rows: as of `known_rows`     longest: events of a session that is over
+    rows: as of `known_rows`     session_gap, longest: when a session is over
     """
     model.eval()
     blocks = sessions.event_offsets[:-1] // EVENTS_TOGETHER
     bounds = np.append(np.flatnonzero(np.diff(blocks, prepend=-1)), len(blocks)).tolist()
     for first, last in pairwise(bounds):
-        batch = pack_sessions(**_asked_at_the_end(sessions.users(first, last), rows, longest))
+        batch = pack_sessions(**_asked_at_the_end(sessions.users(first, last), rows, session_gap, longest))
         queries, _ = model(batch, model.zero_state(last - first))
         found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()
         yield found
 
 
-def _asked_at_the_end(sessions: Sessions, rows: Ints, longest: int) -> dict[str, Any]:
+def _asked_at_the_end(sessions: Sessions, rows: Ints, session_gap: float, longest: int) -> dict[str, Any]:
     """The arrays of `pack_sessions` of users of whom one more event is asked for, in their running session."""
     ends = sessions.event_offsets[1:]
     times = np.insert(sessions.times, ends, sessions.times[ends - 1])
@@ -93,7 +95,7 @@ def _asked_at_the_end(sessions: Sessions, rows: Ints, longest: int) -> dict[str,
         np.concatenate([[0], np.cumsum(lengths)]),
         sessions.user_offsets + np.concatenate([[0], np.cumsum(full)]),
     )
-    stream = Stream.of(whole, rows, "test", longest)
+    stream = Stream.of(whole, rows, "test", session_gap, longest)
     per_user = np.diff(stream.user_offsets)
     finished = np.ones(len(stream.gaps), dtype=bool)
     finished[stream.user_offsets[1:] - 1] = False
