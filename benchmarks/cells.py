@@ -17,8 +17,8 @@ class CellGRU(StackedGRU):
         states = []
         for cell, state in zip(self.layers, start.chunk(len(self.layers), dim=1), strict=True):
             steps = []
-            for begin, end in packing.steps():
-                state = cell(values[begin:end], state[: end - begin])
+            for part in values.split(packing.sizes.tolist()):
+                state = cell(part, state[: len(part)])
                 steps.append(state)
             values = torch.cat(steps)
             states.append(values)

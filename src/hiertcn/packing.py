@@ -46,10 +46,6 @@ class Packing:
         """int64 [N]: the sequence of each packed element."""
         return self.ranked[torch.from_numpy(self._slots)]
 
-    def steps(self) -> list[tuple[int, int]]:
-        """[L] bounds of each step in the packed order."""
-        return list(zip(self._offsets[:-1].tolist(), self._offsets[1:].tolist(), strict=True))
-
     def lag(self, lag: int) -> tuple[int, Tensor]:
         """(begin, source [N - begin]): packed elements from `begin` on have one `lag` steps earlier, at `source`."""
         if lag >= len(self._offsets):
