@@ -264,9 +264,9 @@ def test_a_state_of_another_model_or_format_is_refused() -> None:
     with pytest.raises(ArtifactError, match="stored under the model"):
         UserState.from_bytes(whole, OTHER)
     for at, value, text in (
-        (0, b"h", "format 1"),
-        (4, b"\2", "format 2"),
-        (6, b"\7", "format 1"),
+        (0, b"h", "format 2"),
+        (4, b"\1", "format 1"),
+        (6, b"\7", "format 2"),
         (28, b"\2", "length"),
     ):
         body = whole[:at] + value + whole[at + 1 : -4]

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from hiertcn.cache import Cache
 from hiertcn.impressions import MOST
 from hiertcn.ragged import SessionBatch, pack_sessions
-from hiertcn.streams import Ints, Stream
+from hiertcn.streams import Ints, Stream, ranges
 
 RESIDENT_SHARDS = 4
 # Assembled as one task, since handing each over by itself costs as much as a small one takes to assemble.
@@ -56,7 +56,7 @@ class SessionBatches:
         users: float = 1.0,
     ) -> None:
         self._cache, self._part, self._item_rows = cache, part, item_rows
-        self._impressions = "events_with_impressions" in cache.manifest.parts[part]
+        self._impressions = cache.has_impressions
         self.rows, self._sessions, self._chunk = rows, sessions, chunk
         self._shuffle, self._seed = shuffle, seed
         self._streams: OrderedDict[int, tuple[Stream, _Chunks]] = OrderedDict()
@@ -138,7 +138,8 @@ class SessionBatches:
             columns = {name: np.concatenate([p[name] for p in pieces]) for name in pieces[0]}
             # Positions are places within their piece.
             sizes = np.cumsum([0, *(len(p["items"]) for p in pieces)])
-            columns["positions"] += np.repeat(sizes[:-1], [len(p["positions"]) for p in pieces])
+            for name in ("positions", "skipped_at"):
+                columns[name] += np.repeat(sizes[:-1], [len(p[name]) for p in pieces])
         row, closing = columns.pop("row"), np.flatnonzero(columns.pop("closing"))
         return pack_sessions(**columns, rows=row[closing], closing=closing)
 
@@ -154,16 +155,17 @@ class SessionBatches:
         session_end = offsets[to_session + 1]
         end = np.minimum(offsets[to_session] + (last - chunks.offsets[to_session] + 1) * self._chunk, session_end)
         user_sessions = to_session - from_session + 1
-        session = _ranges(from_session, to_session + 1)
+        session = ranges(from_session, to_session + 1)
         lengths = offsets[session + 1] - offsets[session]
         closes = np.cumsum(user_sessions) - 1
         lengths[closes] = end - offsets[to_session]
         finished = np.ones(len(session), dtype=bool)
         finished[closes] = end == session_end
-        flat = _ranges(start, end)
+        flat = ranges(start, end)
         low, high = chunks.targets_before[begin], chunks.targets_before[end]
-        target = _ranges(low, high)
+        target = ranges(low, high)
         shift = np.cumsum(end - start) - (end - start) - start
+        skipped, skipped_at = stream.skipped(flat if self._impressions else flat[:0])
         return {
             "items": stream.items[flat],
             "seen": stream.seen[flat],
@@ -178,6 +180,8 @@ class SessionBatches:
             "targets": stream.targets[target],
             "events": stream.events[target] + self._first_event[shard],
             "shown": self._shown(stream, target),
+            "skipped": skipped,
+            "skipped_at": skipped_at,
         }
 
     def _shown(self, stream: Stream, target: Ints) -> Ints:
@@ -186,7 +190,7 @@ class SessionBatches:
             return np.empty((len(target), 0), dtype=np.int64)
         begins, counts = stream.shown_begins[target], stream.shown_counts[target]
         shown = np.zeros((len(target), MOST), dtype=np.int64)
-        shown[np.arange(MOST) < counts[:, None]] = stream.shown[_ranges(begins, begins + counts)]
+        shown[np.arange(MOST) < counts[:, None]] = stream.shown[ranges(begins, begins + counts)]
         return shown
 
 
@@ -208,12 +212,6 @@ class _Chunks:
             np.repeat(np.arange(len(count), dtype=np.int32), count),
             np.concatenate([[0], np.cumsum(asked)]),
         )
-
-
-def _ranges(begins: Ints, ends: Ints) -> Ints:
-    """begin…end of each range, one range after another."""
-    lengths = ends - begins
-    return np.repeat(begins - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
 
 
 def _select(columns: dict[str, Ints], mask: npt.NDArray[np.bool_]) -> dict[str, Ints]:
@@ -247,7 +245,7 @@ class _Plan:
         past = np.searchsorted(self._key, self._rows * self._stride + high, side="left") + 1
         row_ends = np.searchsorted(self._row, self._rows, side="right")
         past = np.minimum(past, row_ends)
-        at = _ranges(first, np.maximum(past, first))
+        at = ranges(first, np.maximum(past, first))
         closing = np.zeros(len(at), dtype=bool)
         closing[np.append(np.flatnonzero(np.diff(self._row[at])), len(at) - 1)] = True
         return {

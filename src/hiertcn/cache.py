@@ -169,6 +169,10 @@ class Cache:
     def bytes(self) -> int:
         return sum(file.stat().st_size for file in self.path.iterdir())
 
+    @property
+    def has_impressions(self) -> bool:
+        return any("events_with_impressions" in counts for counts in self.manifest.parts.values())
+
     def __len__(self) -> int:
         return len(self.manifest.shards)
 

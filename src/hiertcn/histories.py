@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["History", "history_in_cache", "history_in_file"]
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,13 @@ from hiertcn.tables import Layout
 
 
 class History(NamedTuple):
-    """As `Recommender.recommend_history` takes them. times: seconds; sessions: None where the gap tells them apart."""
+    """As `Recommender.recommend_history` takes them. times: seconds; sessions: None where the gap tells them apart.
+    shown: of each event what was shown; None where nothing is known of that."""
 
     items: list[str | int]
     times: list[float]
     sessions: list[int] | None
+    shown: list[list[str | int]] | None = None
 
 
 def history_in_cache(cache: Cache, user_id: str) -> History:
@@ -34,8 +37,12 @@ def history_in_cache(cache: Cache, user_id: str) -> History:
     whole = cache.shard(shard).sessions
     one = whole.users(place, place + 1)
     ids = cache.catalog.items["item_id"].gather(one.items - 1)
+    shown = None
+    if one.shown_offsets is not None:
+        beside = cache.catalog.items["item_id"].gather(one.shown - 1).to_list()
+        shown = [beside[begin:end] for begin, end in pairwise(one.shown_offsets.tolist())]
     sessions = np.repeat(np.arange(len(one.session_offsets) - 1), np.diff(one.session_offsets))
-    return History(ids.to_list(), (one.times / SECOND).tolist(), sessions.tolist())
+    return History(ids.to_list(), (one.times / SECOND).tolist(), sessions.tolist(), shown)
 
 
 def history_in_file(

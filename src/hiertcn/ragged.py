@@ -25,6 +25,7 @@ from torch import Tensor
 from hiertcn.packing import Packing
 
 Ints = npt.NDArray[np.int64]
+_NONE: Ints = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class SessionBatch:
     positions: int64 [T], where targets are asked       targets: int64 [T], their item rows; 0 outside the catalog
     events:    int64 [T], the place of each target in the cache, all its shards one after another
     shown:     int64 [T, W], the rows of items that were shown at each target and not picked, 0 behind the last
+    skipped:   int64 [K], the rows of items that were shown beside the items of positions and not picked
+    skipped_at: int64 [K], the position of each
     layout:    the order of positions        users: the order of folds, a sequence a user
     session_lengths: int64 [M], user_sessions: int64 [U], finished: bool [M] (only a user's last session may not be)
     """
@@ -65,6 +68,8 @@ class SessionBatch:
     targets: Tensor
     events: Tensor
     shown: Tensor
+    skipped: Tensor
+    skipped_at: Tensor
     layout: Packing
     users: Packing
     session_lengths: Ints
@@ -202,9 +207,12 @@ def pack_sessions(
     targets: Ints,
     events: Ints,
     shown: Ints | None = None,
+    skipped: Ints = _NONE,
+    skipped_at: Ints = _NONE,
 ) -> SessionBatch:
     """A batch from flat arrays: `items`, `seen` [N] session by session; `session_lengths`, `gaps`, `finished` [M] user
-    by user; `positions` [T] are flat places; the others as in SessionBatch. No session and no user is empty."""
+    by user; `positions` [T] and `skipped_at` [K] are flat places; the others as in SessionBatch. No session and no user
+    is empty."""
     layout = Packing(session_lengths)
     flat, place = layout.flat.numpy(), layout.place.numpy()
     session = np.repeat(np.arange(len(session_lengths)), session_lengths)
@@ -230,6 +238,8 @@ def pack_sessions(
         targets=torch.from_numpy(targets),
         events=torch.from_numpy(events),
         shown=torch.from_numpy(np.empty((len(targets), 0), dtype=np.int64) if shown is None else shown),
+        skipped=torch.from_numpy(skipped),
+        skipped_at=torch.from_numpy(place[skipped_at]),
         layout=layout,
         users=users,
         session_lengths=session_lengths,

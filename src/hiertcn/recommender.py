@@ -26,6 +26,7 @@ from torch import Tensor
 
 from hiertcn.artifact import Run
 from hiertcn.errors import InputError
+from hiertcn.impressions import MOST as MOST_SHOWN
 from hiertcn.quarantine import shown
 from hiertcn.ragged import SessionBatch, pack_sessions
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
@@ -90,13 +91,18 @@ class Recommender:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def observe(self, user: Id, item: Id, time: Time) -> None:
+    def observe(self, user: Id, item: Id, time: Time, shown: Sequence[Id] = ()) -> None:
         """Take in that `user` picked `item` at `time`. An item outside the catalog counts for the session's time only.
+
+        shown: the items that it was picked from, read by a model that reads impressions: the first 20 that are known
 
         Raises InputError for an id or a time that can't be one, and for a time before the user's last event.
         """
         key, row, at = _key(user, "user"), self._row(item), _microseconds(time)
-        self.states.update(key, lambda stored: self._after(self._state(stored), row, at).to_bytes(self._digest))
+        skipped = self._skipped(row, shown)
+        self.states.update(
+            key, lambda stored: self._after(self._state(stored), row, at, skipped).to_bytes(self._digest)
+        )
 
     def recommend(
         self, user: Id, k: int = 10, *, exclude_seen: bool = False, time: Time | None = None
@@ -121,20 +127,24 @@ class Recommender:
         *,
         exclude_seen: bool = False,
         sessions: Sequence[Id] | None = None,
+        shown: Sequence[Sequence[Id]] | None = None,
     ) -> list[Recommendation]:
         """The same for a person in no store, from all of the person's events at once, in any order.
 
         sessions: of each event, where the log names them: a session begins where this changes
+        shown:    of each event, the items that were shown, as in `observe`
 
         Without `sessions` equal to observing the events one after another, but all are computed in parallel.
         """
-        for what, column in (("times", times), ("sessions", items if sessions is None else sessions)):
-            if len(items) != len(column):
+        columns = {"times": times, "sessions": sessions, "lists of items shown": shown}
+        for what, column in columns.items():
+            if column is not None and len(items) != len(column):
                 raise InputError(f"There are {len(items)} items and {len(column)} {what}; expected one for each item.")
         rows = np.array([self._row(item) for item in items], dtype=np.int32)
         moments = np.array([_microseconds(time) for time in times], dtype=np.int64)
         order = np.argsort(moments, kind="stable")
-        state = self._state(None).followed_by(rows[order], moments[order])
+        skipped = [self._skipped(rows[at], shown[at]) for at in order] if shown is not None else []
+        state = self._state(None).followed_by(rows[order], moments[order], skipped)
         hidden = np.unique(rows[rows > 0]) if exclude_seen else _NONE
         keys = None
         if sessions is not None and len(sessions):
@@ -162,15 +172,15 @@ class Recommender:
         return UserState.from_bytes(stored, self._digest)
 
     @torch.inference_mode()
-    def _after(self, state: UserState, row: int, at: int) -> UserState:
+    def _after(self, state: UserState, row: int, at: int, skipped: npt.NDArray[np.int32]) -> UserState:
         """The state after an event. One that begins a session folds the running session, if that holds an item."""
         full = len(state.times) >= self._longest
         if len(state.times) and (begins_session(state.times[-1], _not_before(state, at), self._session_gap) or full):
             if state.items.any():
                 _, after = self._model.fold(self._batch(state, at), _initial(state))
                 state = replace(state, long_term=after[0].numpy(), previous_end=int(state.times[-1]))
-            state = replace(state, items=state.items[:0], times=state.times[:0])
-        return state.followed_by(np.array([row], dtype=np.int32), np.array([at]))
+            state = state.without_events()
+        return state.followed_by(np.array([row], dtype=np.int32), np.array([at]), [skipped])
 
     @torch.inference_mode()
     def _query(self, state: UserState, at: int, keys: Ints | None = None) -> Tensor:
@@ -190,7 +200,9 @@ class Recommender:
         parts[-1] = PARTS.index("test")
         keys = None if keys is None else np.append(keys, keys[-1:])
         offsets = sessionize(np.array([0, len(times)]), times, self._session_gap, self._longest, keys)
-        whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, np.array([0, len(offsets) - 1]))
+        users = np.array([0, len(offsets) - 1])
+        shown = np.concatenate([[0], np.cumsum(state.skips), [len(state.skipped)]])
+        whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, users, state.skipped, shown)
         stream = Stream.of(whole, self._rows, "test", self._session_gap, self._longest)
         lengths = np.diff(stream.session_offsets)
         seen, gaps = stream.seen, stream.gaps.copy()
@@ -201,6 +213,7 @@ class Recommender:
                 # It began because the one before was full; see Stream.of.
                 seen[0] = state.previous_end / SECOND
         only = np.zeros(1, dtype=np.int64)
+        skipped, skipped_at = stream.skipped(np.arange(len(stream.items)))
         return pack_sessions(
             items=stream.items,
             seen=seen,
@@ -214,6 +227,8 @@ class Recommender:
             positions=stream.positions,
             targets=stream.targets,
             events=stream.events,
+            skipped=skipped,
+            skipped_at=skipped_at,
         )
 
     @torch.inference_mode()
@@ -232,6 +247,11 @@ class Recommender:
             Recommendation(self._ids[row - 1], score, self._catalog.title(row), source)
             for row, score in zip((best.indices + 1).tolist(), best.values.tolist(), strict=True)
         ]
+
+    def _skipped(self, row: int, shown: Sequence[Id]) -> npt.NDArray[np.int32]:
+        """The first rows of what was shown beside the item of `row`; none for a model that does not read them."""
+        rows = dict.fromkeys(self._row(item) for item in shown) if self._model.reads_impressions else {}
+        return np.array([other for other in rows if other not in (0, row)][:MOST_SHOWN], dtype=np.int32)
 
     def _row(self, item: Id) -> int:
         _key(item, "item")

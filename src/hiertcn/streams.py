@@ -5,7 +5,7 @@ Legend: P positions, M sessions, U users, T targets.
 
 from __future__ import annotations
 
-__all__ = ["Stream", "known_rows"]
+__all__ = ["Stream", "known_rows", "ranges"]
 
 from dataclasses import dataclass
 
@@ -40,6 +40,7 @@ class Stream:
     session_offsets: int64 [M+1]    gaps: float32 [M]      user_offsets: int64 [U+1], users without positions included
     positions, targets, events: int64 [T], in the order of positions; `events` are places in the shard
     shown:           int32 [S], item rows; what was shown at target t are those from shown_begins[t] on, shown_counts[t]
+    skip_begins, skip_counts: int64 [P], the same of the event that gives the item of each position
     """
 
     items: Ints
@@ -53,6 +54,8 @@ class Stream:
     shown: npt.NDArray[np.int32]
     shown_begins: Ints
     shown_counts: Ints
+    skip_begins: Ints
+    skip_counts: Ints
 
     @classmethod
     def of(cls, sessions: Sessions, rows: Ints, part: str, session_gap: float, longest: int) -> Stream:
@@ -88,8 +91,9 @@ class Stream:
         place = (np.cumsum(lengths) - lengths)[session] + step
         events = np.flatnonzero(kept)[asked]
         offsets = np.zeros(len(kept) + 1, dtype=np.int64) if sessions.shown_offsets is None else sessions.shown_offsets
+        size, given = int(lengths.sum()), np.flatnonzero(kept)[known]
         return cls(
-            items=_scattered(items, place, known, int(lengths.sum())),
+            items=_scattered(items[known], place[known], size),
             seen=_seen(times, place, known, lengths, np.where(cut, before / SECOND, _first(times, begins, count))),
             session_offsets=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]),
             gaps=np.where(cut, np.float32(0), _gaps(times, count, begins, held, sessions.user_offsets))[lengths > 0],
@@ -100,12 +104,28 @@ class Stream:
             shown=rows[sessions.shown].astype(np.int32),
             shown_begins=offsets[events],
             shown_counts=offsets[events + 1] - offsets[events],
+            skip_begins=_scattered(offsets[given], place[known], size),
+            skip_counts=_scattered(offsets[given + 1] - offsets[given], place[known], size),
         )
 
+    def skipped(self, positions: Ints) -> tuple[Ints, Ints]:
+        """int64 [K] item rows that were shown beside the items at `positions` [p] and not picked, and int64 [K], which
+        of the p each is of."""
+        begins, counts = self.skip_begins[positions], self.skip_counts[positions]
+        rows = self.shown[ranges(begins, begins + counts)]
+        of = np.repeat(np.arange(len(positions)), counts)
+        return rows[rows > 0].astype(np.int64), of[rows > 0]
 
-def _scattered(items: Ints, place: Ints, known: npt.NDArray[np.bool_], size: int) -> Ints:
+
+def ranges(begins: Ints, ends: Ints) -> Ints:
+    """begin…end of each range, one range after another."""
+    lengths = ends - begins
+    return np.repeat(begins - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
+
+
+def _scattered(values: Ints, place: Ints, size: int) -> Ints:
     out = np.zeros(size, dtype=np.int64)
-    out[place[known]] = items[known]
+    out[place] = values
     return out
 
 

@@ -22,7 +22,7 @@ from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
-from hiertcn.models import Model, ModelConfig, VectorModel, build, resolved, trainable
+from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorModel, build, resolved, trainable
 from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
 from hiertcn.objective import LossConfig, Objective, check_agreement, scores_of
@@ -88,6 +88,11 @@ def train(
     cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
     model = resolved(model, cache.vectors)
     check_agreement(model, config)
+    if isinstance(model, HierTCNConfig) and model.impressions and not cache.has_impressions:
+        raise InputError(
+            f"The model is to read impressions, and {cache.path} holds none. Prepare the log with --impressions or "
+            "--impression-column, or set impressions to false."
+        )
     if not trainable(model):
         raise InputError(
             f"{model.name} learns nothing so, there is nothing to train. "

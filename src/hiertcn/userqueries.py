@@ -79,7 +79,7 @@ def current_queries(
 
 def _asked_at_the_end(sessions: Sessions, rows: Ints, session_gap: float, longest: int) -> dict[str, Any]:
     """The arrays of `pack_sessions` of users of whom one more event is asked for, in their running session."""
-    ends = sessions.event_offsets[1:]
+    ends, offsets = sessions.event_offsets[1:], sessions.shown_offsets
     times = np.insert(sessions.times, ends, sessions.times[ends - 1])
     parts = np.insert(np.zeros(len(sessions.items), dtype=np.uint8), ends, PARTS.index("test"))
     # The event asked for is in the running session, or begins one if that is full.
@@ -94,12 +94,15 @@ def _asked_at_the_end(sessions: Sessions, rows: Ints, session_gap: float, longes
         parts,
         np.concatenate([[0], np.cumsum(lengths)]),
         sessions.user_offsets + np.concatenate([[0], np.cumsum(full)]),
+        sessions.shown,
+        offsets if offsets is None else np.insert(offsets, ends, offsets[ends]),
     )
     stream = Stream.of(whole, rows, "test", session_gap, longest)
     per_user = np.diff(stream.user_offsets)
     finished = np.ones(len(stream.gaps), dtype=bool)
     finished[stream.user_offsets[1:] - 1] = False
     users = np.arange(len(per_user))
+    skipped, skipped_at = stream.skipped(np.arange(len(stream.items)))
     return {
         "items": stream.items,
         "seen": stream.seen,
@@ -113,4 +116,6 @@ def _asked_at_the_end(sessions: Sessions, rows: Ints, session_gap: float, longes
         "positions": stream.positions,
         "targets": stream.targets,
         "events": stream.events,
+        "skipped": skipped,
+        "skipped_at": skipped_at,
     }

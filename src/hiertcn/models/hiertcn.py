@@ -25,9 +25,10 @@ GAP_BUCKETS = 28
 class HierTCNConfig(VectorConfig):
     """Defaults are the paper's for short sessions; `dropout`, `norm` and `clock` are ours and off.
 
-    head:      "embedding" emits a query in the space of the item vectors; "softmax" has output vectors of its own
-    gap_decay: "fixed" multiplies the state by exp(−gap / 168 h) before a session, "learned" learns the bandwidth
-    clock:     embeddings of the hour and the gap a model may know (of the previous event, or where the session begins)
+    head:        "embedding" emits a query in the space of the item vectors; "softmax" has output vectors of its own
+    gap_decay:   "fixed" multiplies the state by exp(−gap / 168 h) before a session, "learned" learns the bandwidth
+    impressions: the mean vector of what was shown beside the previous event is read with its item's
+    clock:       embeddings of the hour and the gap a model may know (of the previous event, or where a session begins)
     """
 
     name: ClassVar[str] = "hiertcn"
@@ -39,6 +40,7 @@ class HierTCNConfig(VectorConfig):
     aggregate: Aggregate = "mean"
     head: Literal["embedding", "softmax"] = "embedding"
     gap_decay: Literal["none", "fixed", "learned"] = "none"
+    impressions: bool = False
     dropout: Dropout = 0.0
     norm: bool = False
     clock: bool = False
@@ -58,9 +60,11 @@ class HierTCN(VectorModel):
         self.config = config
         width = config.channels[0]
         self.high = StackedGRU(config.dim, config.units, config.state_layers)
-        # The two column blocks of W_z: the state's share is computed once a session, not once an event.
+        # The column blocks of W_z: the state's share is computed once a session, not once an event.
         self.input_item = nn.Linear(config.dim, width, bias=False)
         self.input_state = nn.Linear(self.state_size, width, bias=False)
+        self.input_skipped = nn.Linear(config.dim, width, bias=False) if config.impressions else None
+        self.reads_impressions = config.impressions
         self.clock = Clock(width) if config.clock else None
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
         self.tcn = TCN(width, config.channels, config.kernel, config.dropout, config.norm)
@@ -93,6 +97,13 @@ class HierTCN(VectorModel):
         out: Tensor = self.dropout(self.items(batch.items))
         return out
 
+    def _skipped(self, batch: SessionBatch) -> Tensor:
+        """[N, D]: the mean vector of what was shown beside each position's item; zero where that is not known."""
+        vectors = self.items(batch.skipped)
+        sums = vectors.new_zeros(len(batch.items), vectors.shape[1]).index_add(0, batch.skipped_at, vectors)
+        mean: Tensor = sums / torch.bincount(batch.skipped_at, minlength=len(batch.items)).clamp_min(1).unsqueeze(1)
+        return mean
+
     def _fold(self, batch: SessionBatch, initial: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         finished = aggregate(vectors, batch, self.config.aggregate).index_select(0, batch.folds)
         decay = self._decay(batch.gaps)
@@ -104,7 +115,10 @@ class HierTCN(VectorModel):
         if decay is not None:
             long_term = long_term * decay.unsqueeze(1)
         state = self.input_state(self.dropout(long_term))
-        hidden = shift(self.input_item(vectors), batch) + state.index_select(0, batch.session)
+        given = self.input_item(vectors)
+        if self.input_skipped is not None:
+            given = given + self.input_skipped(self.dropout(self._skipped(batch)))
+        hidden = shift(given, batch) + state.index_select(0, batch.session)
         if self.clock is not None:
             hidden = hidden + self.clock(batch)
         hidden = self.tcn(self.norm(hidden), batch)

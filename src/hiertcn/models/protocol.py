@@ -29,6 +29,8 @@ class Model(nn.Module, ABC):
 
     trainable: ClassVar[bool] = True
     state_dtype: ClassVar[torch.dtype] = torch.float32
+    reads_impressions: bool = False
+    """Whether what was shown beside earlier events changes its queries."""
 
     def __init__(self, items: int, state_size: int) -> None:
         super().__init__()
@@ -48,7 +50,8 @@ class Model(nn.Module, ABC):
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
         """Queries [N, Q] from the running sessions and `long_term` [M, S], the state before each session.
 
-        The query of a position sees the items before it in its session, `batch.seen`, `batch.gaps` and the state.
+        The query of a position sees the items before it in its session (and, if it reads impressions, what was shown
+        beside them), `batch.seen`, `batch.gaps` and the state.
         """
 
     def forward(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ def recommend(
         if not found.items:
             say(f"{str(user)[:80]!r} has no event in the prepared log.")
     best = Recommender.load(opened).recommend_history(
-        found.items, found.times, k, exclude_seen=exclude_seen, sessions=found.sessions
+        found.items, found.times, k, exclude_seen=exclude_seen, sessions=found.sessions, shown=found.shown
     )
     if as_json:
         typer.echo(json.dumps([entry._asdict() for entry in best], ensure_ascii=False))
