@@ -188,6 +188,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "dropout": 0.5,
         "norm": True,
         "clock": True,
+        "impressions": True,
         **COMMON,
     },
     "hrnn": {"units": 6, "dropout": 0.5, **COMMON},
