@@ -10,7 +10,7 @@ RUN/tensorboard/            how it went; the manifest has each epoch's figures, 
 
 from __future__ import annotations
 
-__all__ = ["Run", "change_run", "state_history", "write_run"]
+__all__ = ["ListedCatalog", "Run", "change_run", "read_catalog", "state_history", "write_catalog", "write_run"]
 
 import hashlib
 import os
@@ -49,7 +49,7 @@ from hiertcn.vectors import Vectors, open_vectors
 _NAME = "manifest.json"
 
 
-class _Catalog(Listed):
+class ListedCatalog(Listed):
     size: Annotated[int, Field(ge=0)]
     fingerprint: str
 
@@ -65,7 +65,7 @@ class _Origin(BaseModel, strict=True):
 
 class _Manifest(BaseModel, strict=True):
     model: _Named
-    catalog: _Catalog
+    catalog: ListedCatalog
     weights: Listed
     vectors: Listed | None
     withdrawn: list[Annotated[int, Field(ge=1)]]
@@ -90,7 +90,7 @@ def write_run(
     weights = write_tensors(folder, "model", model.state_dict())
     manifest = {
         "model": {"name": config.name, **config.model_dump(mode="json")},
-        "catalog": _write_catalog(folder, "catalog.arrow", catalog),
+        "catalog": write_catalog(folder, "catalog.arrow", catalog),
         "weights": weights,
         "vectors": None if vectors is None else _linked(vectors, folder),
         "withdrawn": [],
@@ -102,7 +102,8 @@ def write_run(
     _drop_unnamed(folder, manifest)
 
 
-def _write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
+def write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
+    """Write a catalog to `folder`; what a manifest says of it."""
     path = folder / name
     with written_aside(path) as aside:
         catalog.items.write_ipc(aside, compat_level=pl.CompatLevel.oldest())
@@ -113,6 +114,14 @@ def _write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
         "sha256": digest_of(path),
         "bytes": path.stat().st_size,
     }
+
+
+def read_catalog(folder: Path, stated: dict[str, Any]) -> Catalog:
+    """The catalog that a manifest speaks of. Raises ArtifactError unless it is as stated."""
+    catalog = Catalog(_read_items(checked(folder, stated)), stated["size"])
+    if catalog.fingerprint != stated["fingerprint"]:
+        raise ArtifactError(f"{folder}: the catalog is not the one the model was trained on. Copy the directory again.")
+    return catalog
 
 
 def _linked(table: Path, folder: Path) -> dict[str, Any]:
@@ -154,7 +163,7 @@ def change_run(
         table.unlink()
         opened = open_vectors(run.path / manifest["vectors"]["file"], catalog.size + 1)
         manifest["weights"] = write_tensors(run.path, "model", weights(opened))
-        manifest["catalog"] = _write_catalog(run.path, f"catalog-{catalog.fingerprint[:12]}.arrow", catalog)
+        manifest["catalog"] = write_catalog(run.path, f"catalog-{catalog.fingerprint[:12]}.arrow", catalog)
     write_manifest(run.path / _NAME, manifest)
     _drop_unnamed(run.path, manifest)
 
@@ -194,13 +203,7 @@ class Run:
 
     @cached_property
     def catalog(self) -> Catalog:
-        stated = self.manifest["catalog"]
-        catalog = Catalog(_read_items(checked(self.path, stated)), stated["size"])
-        if catalog.fingerprint != stated["fingerprint"]:
-            raise ArtifactError(
-                f"{self.path}: the catalog is not the one the model was trained on. Copy the directory again."
-            )
-        return catalog
+        return read_catalog(self.path, self.manifest["catalog"])
 
     @cached_property
     def vectors(self) -> Vectors | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 
@@ -25,31 +26,39 @@ _LEARNED = "items.learned.weight"
 
 
 def add_items(
-    run: str | Path, items: str | Path, vectors: str | Path | None = None, vector_column: str | None = None
+    run: str | Path,
+    items: str | Path,
+    vectors: str | Path | None = None,
+    vector_column: str | None = None,
+    skip_known: bool = False,
 ) -> int:
     """Put the items of a list behind those of the catalog of the model directory `run`; how many they are.
 
     Nothing is trained: an item is ranked by the vector it comes with (given as to `prepare`), and what stands in stores
     of users stays as it is. Raises InputError for a model that learned its vectors, or a list without vectors of the
-    right size or with an item that is there already.
+    right size, or with an item that is there already, unless `skip_known`: then it stays as it is.
     """
     Run(run)  # before the folder is touched, so that one that is no model directory stays as it is
     with locked(Path(run)):
         opened = Run(run)
         listed = read_items(items, opened.catalog.ids.dtype, vectors, vector_column)
-        given = _checked(opened, listed, str(items))
+        new = opened.catalog.rows(listed.items["item_id"]) == 0
+        given = _checked(opened, listed, new | skip_known, str(items)).only(new)
+        added = listed.items.filter(pl.Series(new))
+        if not given.lines:
+            return 0
         size, height = opened.catalog.size, opened.catalog.size + 1 + given.lines
         assert opened.vectors is not None
 
         def table(path: Path) -> None:
             rows = np.arange(size + 1, height)
-            write_vectors(path, given, listed.items["item_id"], rows, height, before=opened.vectors)
+            write_vectors(path, given, added["item_id"], rows, height, before=opened.vectors)
 
-        change_run(opened, catalog=_longer(opened.catalog, listed.items), vectors=table, weights=_grown(opened))
+        change_run(opened, catalog=_longer(opened.catalog, added), vectors=table, weights=_grown(opened))
     return given.lines
 
 
-def _checked(run: Run, listed: ItemList, name: str) -> GivenVectors:
+def _checked(run: Run, listed: ItemList, right: npt.NDArray[np.bool_], name: str) -> GivenVectors:
     if run.vectors is None:
         raise InputError(
             f"{run.path} has learned its item vectors, so it can't rank an item it was not trained on. Train one with "
@@ -62,11 +71,12 @@ def _checked(run: Run, listed: ItemList, name: str) -> GivenVectors:
             f"{listed.vectors.name} holds vectors of size {listed.vectors.dim}; those of {run.path} have "
             f"{run.vectors.shape[1]}. Compute them as the others were."
         )
-    there = listed.items["item_id"].filter(listed.items["item_id"].is_in(run.catalog.ids.implode()))
+    there = listed.items["item_id"].filter(pl.Series(~right))
     if len(there):
         raise InputError(
             f"{len(there):,} item(s) of {name} are in the catalog already, such as "
-            f"{shown(there.head(EXAMPLES).to_list())}. Leave them out."
+            f"{shown(there.head(EXAMPLES).to_list())}. Leave them out, or choose "
+            "--skip-known to keep the vectors they have."
         )
     return listed.vectors
 

@@ -26,8 +26,7 @@ app = typer.Typer(
 # Which extra brings a package that a verb may miss.
 _EXTRAS = {
     **dict.fromkeys(("torch", "tensorboard", "matplotlib", "jinja2"), "train"),
-    "scipy": "embed",
-    "sklearn": "embed",
+    **dict.fromkeys(("scipy", "sklearn", "torch_geometric"), "embed"),
 }
 
 
@@ -70,25 +69,45 @@ def embed(
     ctx: typer.Context,
     log: Annotated[str, typer.Argument(metavar="LOG", help="A log, or a prepared one.")],
     out: Annotated[Path, typer.Option(help="The item list to write (Parquet), for `prepare --catalog`.")],
+    method: Annotated[str, typer.Option(help="svd, or pinsage, which can give vectors to new items later.")] = "svd",
     dim: Annotated[int, typer.Option(help="Size of a vector.", min=1, max=4096)] = 128,
     window: Annotated[int, typer.Option(help="Picks that are near one another.", min=1, max=100)] = 5,
+    steps: Annotated[int, typer.Option(help="Of training (pinsage).", min=1)] = 400,
+    save: Annotated[Path | None, typer.Option(help="The folder to keep a trained pinsage in.")] = None,
+    load: Annotated[Path | None, typer.Option(help="One kept earlier: nothing is trained.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Learn item vectors from what is picked near one another in the train part of a log.
+    """Learn item vectors from what is picked near one another in the train part of a log, its titles and vectors.
 
-    Options of `hiertcn prepare` are passed on to it where the log is not prepared yet.
+    With --load, vectors of all items of the log, old and new, by all its events. Options of `hiertcn prepare` are
+    passed on to it where the log is not prepared yet.
     """
-    from hiertcn.embedding import cooccurrence, item_to_item, svd_vectors, write_items
-
+    if method not in ("svd", "pinsage"):
+        raise InputError(f"--method is {method[:80]!r}; expected svd or pinsage.")
+    if (save or load) and (method == "svd" or (save and load)):
+        raise InputError("Give either --save or --load, with --method pinsage: only that can be kept, or was.")
     ready = (Path(log) / "manifest.json").is_file()
     if ready and ctx.args:
         raise InputError(f"{log} is prepared already, so {' '.join(ctx.args)} can't be followed. Leave that out.")
+    from hiertcn.embedding import cooccurrence, item_to_item, svd_vectors, write_items
+
     with TemporaryDirectory(prefix="hiertcn-") as folder:
         cache = Cache(log) if ready else _prepared(log, Path(folder) / "cache", ctx.args)
-        vectors = svd_vectors(cooccurrence(cache, window), dim, seed)
+        if method == "svd":
+            vectors = svd_vectors(cooccurrence(cache, window), dim, seed)
+        else:
+            from hiertcn.pinsage import PinSageConfig, load_pinsage, train_pinsage
+
+            if load:
+                vectors = load_pinsage(load).embed_all(cache, seed)
+            else:
+                config = PinSageConfig(dim=dim, window=window, steps=steps)
+                model, vectors = train_pinsage(cache, config, seed, say)
+                if save:
+                    model.save(save)
         written = write_items(out, cache.catalog, vectors)
-        say(f"{out}: vectors of {written:,} items; {cache.manifest.items - written:,} were never near another")
-        if cache.manifest.parts["test"]["events"]:
+        say(f"{out}: vectors of {written:,} items; {len(vectors) - 1 - written:,} were never near another")
+        if not load and cache.manifest.parts["test"]["events"]:
             found = item_to_item(cache, vectors)
             say(
                 f"the next item of a session is among the 20 nearest of the last one in {found.recall_at_20:.1%} of "

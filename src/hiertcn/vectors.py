@@ -10,7 +10,7 @@ __all__ = ["GivenVectors", "Vectors", "find_vector_column", "open_vectors", "rea
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,18 @@ class GivenVectors:
     dim: int
     dtype: np.dtype[Any]
     blocks: Callable[[], Iterator[Block]]
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> GivenVectors:
+        """Those of the lines that are marked in `kept` [lines]."""
+
+        def blocks() -> Iterator[Block]:
+            begin = 0
+            for block, right in self.blocks():
+                mine = kept[begin : begin + len(block)]
+                begin += len(block)
+                yield block[mine], right[mine]
+
+        return replace(self, lines=int(kept.sum()), blocks=blocks)
 
 
 def find_vector_column(sources: Sequence[Source], wanted: str | None) -> str | None:

@@ -17,11 +17,12 @@ def add(
     items: Annotated[Path, typer.Argument(metavar="ITEMS", help="Ids, titles, links, vectors (Parquet or CSV).")],
     vectors: Annotated[Path | None, within("Items", "Vectors, a row for each line of ITEMS.")] = None,
     vector_column: Annotated[str | None, within("Items", "Of ITEMS; found by usual names.")] = None,
+    skip_known: Annotated[bool, typer.Option("--skip-known", help="Leave items as they are that are there.")] = False,
 ) -> None:
     """Add items to a model that ranks by the vectors items come with; nothing is trained."""
     from hiertcn.assortment import add_items
 
-    say(f"{run}: {add_items(run, items, vectors, vector_column):,} item(s) added")
+    say(f"{run}: {add_items(run, items, vectors, vector_column, skip_known):,} item(s) added")
 
 
 def withdraw(
