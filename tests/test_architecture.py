@@ -19,8 +19,9 @@ LONGEST = 320
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
-    5: "training demo report pictures timeline progress settings checkpoint optimizer estimate assortment embedding pinsage neighbourhoods",
-    4: "batching streams objective ranking targets evaluation recommender histories inspection userqueries",
+    5: """training demo report pictures timeline progress settings checkpoint optimizer estimate assortment embedding
+          pinsage neighbourhoods""",
+    4: "batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes",
     3: """cache artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item
           models.moving_average models.outline models.popularity models.protocol models.recurrence models.tcn""",

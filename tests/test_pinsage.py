@@ -105,7 +105,7 @@ def test_baskets_are_sessions_and_if_asked_users(cache: Cache) -> None:
 
 def test_a_forward_pass_is_that_of_a_slow_one(cache: Cache, trained: PinSage) -> None:
     """Two convolutions item by item, from the formula."""
-    nodes = trained.nodes(cache, "train", seed=3)
+    nodes = trained.nodes(cache, baskets_of(cache, "train"), seed=3)
 
     def hidden(row: int, level: int) -> torch.Tensor:
         if level == 0:
@@ -126,7 +126,7 @@ def test_a_forward_pass_is_that_of_a_slow_one(cache: Cache, trained: PinSage) ->
 
 
 def test_planted_communities_are_found(cache: Cache, trained: PinSage) -> None:
-    vectors = trained.embed(trained.nodes(cache, "train", seed=0))
+    vectors = trained.embed(trained.nodes(cache, baskets_of(cache, "train"), seed=0))
     assert_found(vectors[1:], community(cache))
 
 

@@ -50,6 +50,8 @@ _NAME = "manifest.json"
 
 
 class ListedCatalog(Listed):
+    """What a manifest says of a catalog beside it."""
+
     size: Annotated[int, Field(ge=0)]
     fingerprint: str
 

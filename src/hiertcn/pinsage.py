@@ -36,7 +36,7 @@ from hiertcn.config import Config, Count, Dropout, Positive
 from hiertcn.embedding import pairs
 from hiertcn.errors import InputError
 from hiertcn.manifest import Listed, drop_others, read_manifest, read_tensors, write_manifest, write_tensors
-from hiertcn.neighbourhoods import Neighbourhoods, baskets_of, walked
+from hiertcn.neighbourhoods import Baskets, Neighbourhoods, baskets_of, walked
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -157,8 +157,8 @@ class PinSage(nn.Module):
             values = values + self.features(F.normalize(torch.from_numpy(dense), dim=1))
         return values
 
-    def nodes(self, cache: Cache, part: str | None, seed: int) -> _Nodes:
-        """All items of a log, in the rows of its cache, with their neighbourhoods in the events of a part, or in all.
+    def nodes(self, cache: Cache, graph: Baskets, seed: int) -> _Nodes:
+        """All items of a log, in the rows of its cache, with the neighbourhoods that `graph` gives them.
 
         Raises InputError for a log whose items have not the features that this was trained on.
         """
@@ -173,9 +173,7 @@ class PinSage(nn.Module):
                 f"The items of {cache.path} have {size or 'no'} features, and PinSage was trained on "
                 f"{wanted or 'none'}. Prepare the log with a --catalog of the same kind: vectors, titles or neither."
             )
-        found = walked(
-            baskets_of(cache, part, config.users), config.near, config.further, config.walks, config.walk_steps, seed
-        )
+        found = walked(graph, config.near, config.further, config.walks, config.walk_steps, seed)
         known = np.append(0, self.catalog.rows(items["item_id"])).astype(np.int64)
         # One that was never picked has a learned vector that nothing was learned of.
         known[self.catalog.train_events[known] == 0] = 0
@@ -197,7 +195,7 @@ class PinSage(nn.Module):
 
         Raises InputError for a log whose items have not the features that this was trained on.
         """
-        return self.embed(self.nodes(cache, None, seed))
+        return self.embed(self.nodes(cache, baskets_of(cache, None, self.config.users), seed))
 
     def save(self, folder: Path) -> None:
         """Write it to a folder of its own. Raises StorageError when the disk refuses."""
@@ -257,7 +255,7 @@ def train_pinsage(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PinSage(cache.catalog, 0 if features is None else features.shape[1], config)
-        nodes = model.nodes(cache, "train", seed)
+        nodes = model.nodes(cache, baskets_of(cache, "train", config.users), seed)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, config.steps)
         for step in range(config.steps):

@@ -28,11 +28,12 @@ from hiertcn.artifact import Run
 from hiertcn.errors import InputError
 from hiertcn.impressions import MOST as MOST_SHOWN
 from hiertcn.quarantine import shown
-from hiertcn.ragged import SessionBatch, pack_sessions
+from hiertcn.ragged import SessionBatch
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
 from hiertcn.states import StateStore, UserState, open_states
 from hiertcn.states.state import DIGEST
 from hiertcn.streams import Ints, Stream
+from hiertcn.wholes import whole_batch
 
 MOST = 500
 LONGEST_ID = 256
@@ -204,32 +205,15 @@ class Recommender:
         shown = np.concatenate([[0], np.cumsum(state.skips), [len(state.skipped)]])
         whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, users, state.skipped, shown)
         stream = Stream.of(whole, self._rows, "test", self._session_gap, self._longest)
-        lengths = np.diff(stream.session_offsets)
-        seen, gaps = stream.seen, stream.gaps.copy()
-        if state.previous_end is not None:
-            if begins_session(state.previous_end, times[0], self._session_gap):
-                gaps[0] = seen[0] - state.previous_end / SECOND
-            else:
-                # It began because the one before was full; see Stream.of.
-                seen[0] = state.previous_end / SECOND
-        only = np.zeros(1, dtype=np.int64)
-        skipped, skipped_at = stream.skipped(np.arange(len(stream.items)))
-        return pack_sessions(
-            items=stream.items,
-            seen=seen,
-            session_lengths=lengths,
-            user_sessions=np.diff(stream.user_offsets),
-            gaps=gaps,
-            finished=np.arange(len(lengths)) < len(lengths) - 1,
-            carried=only,
-            rows=only,
-            closing=only,
-            positions=stream.positions,
-            targets=stream.targets,
-            events=stream.events,
-            skipped=skipped,
-            skipped_at=skipped_at,
-        )
+        if state.previous_end is None:
+            return whole_batch(stream)
+        seen, gaps = stream.seen.copy(), stream.gaps.copy()
+        if begins_session(state.previous_end, times[0], self._session_gap):
+            gaps[0] = seen[0] - state.previous_end / SECOND
+        else:
+            # It began because the one before was full; see Stream.of.
+            seen[0] = state.previous_end / SECOND
+        return whole_batch(replace(stream, seen=seen, gaps=gaps))
 
     @torch.inference_mode()
     def _recommend(

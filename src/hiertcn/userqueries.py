@@ -7,7 +7,6 @@ __all__ = ["current_queries", "write_user_queries"]
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +19,9 @@ from hiertcn.cache import Cache
 from hiertcn.errors import InputError
 from hiertcn.files import written_aside
 from hiertcn.models import Model, VectorModel
-from hiertcn.ragged import pack_sessions
 from hiertcn.sessions import PARTS, Sessions
 from hiertcn.streams import Ints, Stream, known_rows
+from hiertcn.wholes import whole_batch
 
 EVENTS_TOGETHER = 50_000
 
@@ -71,14 +70,14 @@ def current_queries(
     blocks = sessions.event_offsets[:-1] // EVENTS_TOGETHER
     bounds = np.append(np.flatnonzero(np.diff(blocks, prepend=-1)), len(blocks)).tolist()
     for first, last in pairwise(bounds):
-        batch = pack_sessions(**_asked_at_the_end(sessions.users(first, last), rows, session_gap, longest))
+        batch = whole_batch(_asked_at_the_end(sessions.users(first, last), rows, session_gap, longest))
         queries, _ = model(batch, model.zero_state(last - first))
         found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()
         yield found
 
 
-def _asked_at_the_end(sessions: Sessions, rows: Ints, session_gap: float, longest: int) -> dict[str, Any]:
-    """The arrays of `pack_sessions` of users of whom one more event is asked for, in their running session."""
+def _asked_at_the_end(sessions: Sessions, rows: Ints, session_gap: float, longest: int) -> Stream:
+    """The stream of users of whom one more event is asked for, in their running session."""
     ends, offsets = sessions.event_offsets[1:], sessions.shown_offsets
     times = np.insert(sessions.times, ends, sessions.times[ends - 1])
     parts = np.insert(np.zeros(len(sessions.items), dtype=np.uint8), ends, PARTS.index("test"))
@@ -97,25 +96,4 @@ def _asked_at_the_end(sessions: Sessions, rows: Ints, session_gap: float, longes
         sessions.shown,
         offsets if offsets is None else np.insert(offsets, ends, offsets[ends]),
     )
-    stream = Stream.of(whole, rows, "test", session_gap, longest)
-    per_user = np.diff(stream.user_offsets)
-    finished = np.ones(len(stream.gaps), dtype=bool)
-    finished[stream.user_offsets[1:] - 1] = False
-    users = np.arange(len(per_user))
-    skipped, skipped_at = stream.skipped(np.arange(len(stream.items)))
-    return {
-        "items": stream.items,
-        "seen": stream.seen,
-        "session_lengths": np.diff(stream.session_offsets),
-        "user_sessions": per_user,
-        "gaps": stream.gaps,
-        "finished": finished,
-        "carried": np.full(len(users), -1),
-        "rows": users,
-        "closing": users,
-        "positions": stream.positions,
-        "targets": stream.targets,
-        "events": stream.events,
-        "skipped": skipped,
-        "skipped_at": skipped_at,
-    }
+    return Stream.of(whole, rows, "test", session_gap, longest)
