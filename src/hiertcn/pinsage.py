@@ -105,9 +105,15 @@ class _Nodes:
         self.near, self.weights, self.further = found.near, found.weights, found.further
         self.known, self.features = known, features
         self.hashed = np.zeros((len(known), size), dtype=np.float32)
-        for row in np.flatnonzero(known[1:] == 0) + 1 if features is None else ():
-            seed = int.from_bytes(hashlib.blake2b(str(ids[int(row) - 1]).encode(), digest_size=8).digest())
-            self.hashed[row] = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
+        self._ids = ids
+        self.read_as_new(np.flatnonzero(known[1:] == 0) + 1)
+
+    def read_as_new(self, rows: Ints) -> None:
+        """Forget what was learned of these items."""
+        self.known[rows] = 0
+        for row in rows.tolist() if self.features is None else ():
+            seed = int.from_bytes(hashlib.blake2b(str(self._ids[row - 1]).encode(), digest_size=8).digest())
+            self.hashed[row] = np.random.default_rng(seed).standard_normal(self.hashed.shape[1], dtype=np.float32)
 
 
 class PinSage(nn.Module):
