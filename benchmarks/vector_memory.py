@@ -1,4 +1,4 @@
-"""Memory of preparing and training with 10 M items that come with 128-d vectors: how much of the table is ever in it."""
+"""Memory of preparing and training with 10 M items that come with 128-d vectors: how much of the table is in it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ from hiertcn.training import TrainConfig, train
 SIMULATION = SimulationConfig(users=30, tastes=3, ring=5, sessions=5, session_length=3, seed=1)
 MODEL = HierTCNConfig(dim=6, units=5, channels=(7, 7), kernel=3, dropout=0.3)
 # About ten steps an epoch; the same bits are promised on the CPU.
-TRAIN: dict[str, Any] = {"epochs": 2, "rows": 4, "sessions": 4, "chunk": 3, "learning_rate": 0.01, "device": "cpu"}
+TRAIN: dict[str, Any] = {
+    **{"epochs": 2, "rows": 4, "sessions": 4, "chunk": 3, "learning_rate": 0.01, "device": "cpu"},
+    **{"decay_epochs": 3, "averaging": 0.5},
+}
 SAMPLED: dict[str, Any] = {"loss": "sampled_softmax", "uniform_negatives": 5, "popular_negatives": 5}
 
 

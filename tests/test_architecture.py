@@ -20,7 +20,7 @@ LONGEST = 320
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
     5: """training demo report pictures timeline progress settings checkpoint optimizer estimate assortment embedding
-          pinsage neighbourhoods""",
+          pinsage neighbourhoods averaging""",
     4: "batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes",
     3: """cache artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item

@@ -78,7 +78,9 @@ def test_the_estimate_counts_weights_activations_scores_and_what_is_read() -> No
     said: list[str] = []
 
     def gigabytes(**counts: int) -> float:
-        estimate.check_memory(model, **{"positions": 0, "scores": 0, "read": 0, **counts}, allow=True, say=said.append)
+        estimate.check_memory(
+            model, **{"positions": 0, "scores": 0, "read": 0, "averaged": False, **counts}, allow=True, say=said.append
+        )
         return float(said[-1].split("about ")[1].split(" GB")[0])
 
     million = 10**6

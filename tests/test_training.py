@@ -63,6 +63,8 @@ WEIGHTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"learning_rate": 0.02}),
     ({}, {"weight_decay": 0.1}),
     ({}, {"clip": 0.1}),
+    ({}, {"decay_epochs": 2}),
+    ({}, {"averaging": 0.9}),
     ({}, {"seed": 1}),
 ]
 

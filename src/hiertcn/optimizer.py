@@ -18,15 +18,16 @@ class Optimizer:
         sparse = {id(table) for table in tables}
         self._parameters = list(model.parameters())
         dense = [p for p in self._parameters if id(p) not in sparse]
-        self._clip = clip
+        self._learning_rate, self._clip = learning_rate, clip
         self._parts: list[torch.optim.Optimizer] = []
         if dense:
             self._parts.append(torch.optim.AdamW(dense, lr=learning_rate, weight_decay=weight_decay, fused=True))
         if tables:
             self._parts.append(torch.optim.SparseAdam(tables, lr=learning_rate))
 
-    def step(self) -> Tensor:
-        """Clip the gradients to the norm given, take a step, clear them; the norm before clipping (a scalar)."""
+    def step(self, share: float = 1.0) -> Tensor:
+        """Clip the gradients to the norm given, step by `share` of the learning rate, clear them; the norm before
+        clipping (a scalar)."""
         grads = []
         for parameter in self._parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
@@ -37,6 +38,7 @@ class Optimizer:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         torch._foreach_mul_(grads, (self._clip / (norm + 1e-6)).clamp_max(1.0))
         for part in self._parts:
+            part.param_groups[0]["lr"] = self._learning_rate * share
             part.step()
             part.zero_grad()
         return norm

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hiertcn import __version__, checkpoint
 from hiertcn.artifact import Run, state_history, write_run
+from hiertcn.averaging import Averaged
 from hiertcn.batching import RESIDENT_SHARDS, SessionBatches
 from hiertcn.cache import VECTORS, Cache
 from hiertcn.checkpoint import locked, stop_signals
@@ -34,6 +35,7 @@ from hiertcn.streams import known_rows
 
 SPARSE_FROM = 50_000
 STEPS_BETWEEN_CHECKS = 50
+LEAST_RATE = 0.05
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -41,6 +43,8 @@ class TrainConfig(LossConfig):
     """How a model is trained, and by which loss.
 
     rows, sessions, chunk:  a batch is the next `sessions` chunks of at most `chunk` events of `rows` rows of users
+    decay_epochs:           the learning rate falls in a line to a twentieth over so many; 0: it stays
+    averaging:              decay of the moving average of the weights that is validated and kept; 0: they themselves
     patience:               epochs without a better validation `metric` before training stops
     validation_users:       share of the users of the validation part that are ranked each epoch
     checkpoint_steps:       steps between checkpoints; there is one at each epoch's end and at each stop, too
@@ -52,6 +56,8 @@ class TrainConfig(LossConfig):
     chunk: Count = 20
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    decay_epochs: Annotated[int, Field(ge=0)] = 0
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip: Positive = 1.0
     metric: Literal["mrr", "recall@10"] = "mrr"
     patience: Count = 3
@@ -116,6 +122,7 @@ def train(
             positions=targets,
             scores=scores_of(config, targets, len(events), sizes.items.query_size),
             read=sum(sorted((shard["events"] for shard in cache.manifest.shards), reverse=True)[:RESIDENT_SHARDS]),
+            averaged=config.averaging > 0,
             allow=allow_memory,
             say=shown.say,
         )
@@ -143,6 +150,7 @@ class _Training:
         )
         self.objective = Objective(events, config)
         self.optimizer = Optimizer(self.model, config.learning_rate, config.weight_decay, config.clip)
+        self.averaged = Averaged(self.model, config.averaging)
         self.carried = self.model.zero_state(config.rows)
         self.history: list[dict[str, Any]] = []
         self.steps = 0
@@ -186,19 +194,15 @@ class _Training:
                 )
         self._check(epoch, first, weights=True)
         share = self.config.validation_users
-        found = evaluate_model(self.model, self.cache.catalog, self.cache, "valid", users=share).table.event
+        with self.averaged.in_place():
+            found = evaluate_model(self.model, self.cache.catalog, self.cache, "valid", users=share).table.event
         self.history.append({"epoch": epoch + 1, "loss": float(self.loss) / self.batches.targets, **found})
         self.carried, self.loss = self.model.zero_state(self.config.rows), torch.zeros((), device=self.device)
         best = self._best()
         if best == epoch:
-            write_run(
-                self.out,
-                self.model,
-                self.model_config,
-                self.cache.catalog,
-                self._facts(),
-                self.cache.path / VECTORS if self._given else None,
-            )
+            table = self.cache.path / VECTORS if self._given else None
+            with self.averaged.in_place():
+                write_run(self.out, self.model, self.model_config, self.cache.catalog, self._facts(), table)
         else:
             state_history(self.out, self.history)
         self._save()
@@ -214,13 +218,18 @@ class _Training:
             queries, after = self.model(batch, batch.initial(self.carried))
             loss = self.objective(self.model, queries.index_select(0, batch.positions), batch, rng)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = self.optimizer.step()
+        norm = self.optimizer.step(self._decayed())
+        self.averaged.update(self.steps)
         self.carried = batch.carry(self.carried, after)
         loss = loss.detach()
         self.loss += loss * len(batch.targets)
         broken = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self.diverged = torch.where((self.diverged < 0) & broken, self.steps, self.diverged)
         return loss
+
+    def _decayed(self) -> float:
+        passed = self.batches.epoch + self.batches.batch / len(self.batches)
+        return max(1 - passed / self.config.decay_epochs, LEAST_RATE) if self.config.decay_epochs else 1.0
 
     def _check(self, epoch: int, first: int, weights: bool) -> None:
         """Raise TrainingError if a step was not finite, or a weight is not; `epoch` began after `first` steps."""
@@ -243,7 +252,7 @@ class _Training:
 
     def _identity(self) -> dict[str, Any]:
         """What has to be the same for a run to be gone on with."""
-        settings = {key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE}
+        settings = self.config.model_dump(mode="json", exclude=_FREE)
         return {
             "hiertcn": __version__,
             "torch": torch.__version__,
@@ -269,7 +278,7 @@ class _Training:
 
     def _save(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= self.optimizer.state_tensors()
+        tensors |= self.optimizer.state_tensors() | self.averaged.state_tensors()
         tensors |= {"carried": self.carried, "loss": self.loss}
         facts = {"batches": self.batches.state_dict(), "step": self.steps, "history": self.history}
         checkpoint.save(self.out, tensors, self._identity(), facts)
@@ -281,6 +290,7 @@ class _Training:
         self.model.load_state_dict(weights)
         try:
             self.optimizer.load_state_tensors(tensors)
+            self.averaged.load_state_tensors(tensors)
             self.carried = tensors["carried"].to(self.device).reshape(self.carried.shape)
             self.loss = tensors["loss"].to(self.device).reshape(())
         except (KeyError, ValueError, IndexError, RuntimeError) as error:
