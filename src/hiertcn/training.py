@@ -40,7 +40,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class TrainConfig(LossConfig):
-    """How a model is trained, and by which loss.
+    """How a model is trained.
 
     rows, sessions, chunk:  a batch is the next `sessions` chunks of at most `chunk` events of `rows` rows of users
     decay_epochs:           the learning rate falls in a line to a twentieth over so many; 0: it stays
@@ -176,13 +176,13 @@ class _Training:
 
     def _epoch(self, stopped: threading.Event) -> None:
         self.model.train()
-        epoch, first = self.batches.epoch, self.steps - self.batches.batch
+        config, epoch, first = self.config, self.batches.epoch, self.steps - self.batches.batch
         for batch in self.batches:
             loss = self._step(batch.to(self.device))
             self.progress.step(self.batches.batch, len(self.batches), len(batch.targets), loss)
             # Looked at once: a signal may come between any two lines.
             stop = stopped.is_set()
-            save = stop or self.steps % self.config.checkpoint_steps == 0
+            save = stop or self.steps % config.checkpoint_steps == 0
             if save or self.device.type == "cpu" or self.steps % STEPS_BETWEEN_CHECKS == 0:
                 self._check(epoch, first, weights=save)
             if save:
@@ -193,9 +193,10 @@ class _Training:
                     "Go on with the same command and --resume."
                 )
         self._check(epoch, first, weights=True)
-        share = self.config.validation_users
         with self.averaged.in_place():
-            found = evaluate_model(self.model, self.cache.catalog, self.cache, "valid", users=share).table.event
+            found = evaluate_model(
+                self.model, self.cache.catalog, self.cache, "valid", users=config.validation_users
+            ).table.event
         self.history.append({"epoch": epoch + 1, "loss": float(self.loss) / self.batches.targets, **found})
         self.carried, self.loss = self.model.zero_state(self.config.rows), torch.zeros((), device=self.device)
         best = self._best()
