@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Candidates", "Ranks", "rank", "ranking_batches"]
+__all__ = ["Candidates", "Ranks", "check_validation", "rank", "ranking_batches"]
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
-from hiertcn.errors import TrainingError
+from hiertcn.errors import InputError, TrainingError
 from hiertcn.models import Model, VectorModel
 from hiertcn.ragged import SessionBatch
-from hiertcn.streams import Ints
+from hiertcn.streams import Ints, known_rows
 
 BLOCK_SCORES = 1 << 23
 
@@ -52,6 +52,20 @@ Candidates = Literal["all", "impressions"] | int
 
 
 @torch.inference_mode()
+def check_validation(cache: Cache, users: float) -> None:
+    """Raises InputError if nothing could be ranked at an epoch's end."""
+    valid = cache.manifest.parts["valid"]
+    if valid["events"] == valid["outside_events"]:
+        raise InputError(
+            f"All {valid['events']:,} valid events of {cache.path} are on items outside the catalog, so no epoch could "
+            "be told from another. Prepare the log with another --split or other fractions."
+        )
+    if users < 1 and not ranking_batches(cache, "valid", known_rows(cache.catalog), users).targets:
+        raise InputError(
+            f"validation_users = {users} draws none of the {valid['users']:,} users of the valid part. Raise it."
+        )
+
+
 def rank(
     model: Model,
     batches: Iterable[SessionBatch],

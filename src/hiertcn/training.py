@@ -30,7 +30,7 @@ from hiertcn.objective import LossConfig, Objective, check_agreement, scores_of
 from hiertcn.optimizer import Optimizer
 from hiertcn.progress import Progress
 from hiertcn.ragged import SessionBatch
-from hiertcn.ranking import ranking_batches
+from hiertcn.ranking import check_validation
 from hiertcn.streams import known_rows
 
 SPARSE_FROM = 50_000
@@ -111,7 +111,7 @@ def train(
                 f"The {part} part of {cache.path} holds no event. "
                 "Prepare the log with another --split or other fractions."
             )
-    _check_validation(cache, config.validation_users)
+    check_validation(cache, config.validation_users)
     with locked(out), progress or Progress(quiet=True) as shown, stop_signals() as stopped:
         events = cache.catalog.train_events
         targets = min(config.rows * config.sessions * config.chunk, int(events.sum()))
@@ -300,20 +300,6 @@ class _Training:
             ) from error
         self.batches.load_state_dict(facts["batches"])
         self.steps, self.history = facts["step"], facts["history"]
-
-
-def _check_validation(cache: Cache, users: float) -> None:
-    """Raises InputError if nothing could be ranked at an epoch's end."""
-    valid = cache.manifest.parts["valid"]
-    if valid["events"] == valid["outside_events"]:
-        raise InputError(
-            f"All {valid['events']:,} valid events of {cache.path} are on items outside the catalog, so no epoch could "
-            "be told from another. Prepare the log with another --split or other fractions."
-        )
-    if users < 1 and not ranking_batches(cache, "valid", known_rows(cache.catalog), users).targets:
-        raise InputError(
-            f"validation_users = {users} draws none of the {valid['users']:,} users of the valid part. Raise it."
-        )
 
 
 def _device(wanted: str) -> torch.device:
