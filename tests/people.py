@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 
 from hiertcn.artifact import Run, write_run
 from hiertcn.catalog import Catalog
-from hiertcn.models import CONFIGS, HierTCNConfig, ModelConfig, build
+from hiertcn.models import CONFIGS, HierTCNConfig, MemoryModel, Model, ModelConfig, build
 from hiertcn.recommender import Recommendation, Recommender
 
 GAP = 1800
@@ -25,12 +26,26 @@ _SMALL: dict[str, dict[str, int]] = {
     "moving_average": {"dim": 8, "window": 3},
     "last_items": {"window": 4},
     "popularity": {},
+    "item_knn": {"window": 3},
+    "sequential_rules": {"window": 3},
+    "sknn": {"window": 3, "extend": 4},
 }
 KINDS: dict[str, ModelConfig] = {name: CONFIGS[name](**sizes) for name, sizes in _SMALL.items()} | {
     "full": FULL,
     "learned decay, max": HierTCNConfig(**SIZES, gap_decay="learned", aggregate="max"),
     "softmax head, four layers": HierTCNConfig(dim=8, units=6, channels=(7, 7, 7, 7), head="softmax"),
 }
+
+
+def filled(model: Model, seed: int = 0) -> Model:
+    """The model, with 40 sessions in its memory if it has one."""
+    if isinstance(model, MemoryModel):
+        random = np.random.default_rng(seed)
+        lengths = random.integers(1, 6, 40)
+        items = random.integers(1, model.items_in_catalog + 1, int(lengths.sum())).astype(np.int32)
+        ends = START + np.sort(random.integers(0, 500_000, 40)).astype(np.float64)
+        model.memorise(*map(torch.from_numpy, (items, np.append(0, np.cumsum(lengths)), ends)))
+    return model
 
 
 def catalog_of(ids: Sequence[str | int]) -> Catalog:
@@ -54,7 +69,7 @@ def run_of(
 ) -> Run:
     """An untrained model of `config`, written as a run."""
     path.mkdir()
-    model = build(config, catalog.train_events, seed)
+    model = filled(build(config, catalog.train_events, seed))
     origin = {"path": str(path), "fingerprint": "none"}
     rule = {"session_gap": float(gap), "max_session_events": longest}
     facts = {"cache": origin, **rule, "validation": {}, "history": []}

@@ -20,12 +20,14 @@ LONGEST = 320
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
     5: """training demo report pictures timeline progress settings checkpoint optimizer estimate assortment embedding
-          pinsage neighbourhoods averaging""",
+          pinsage neighbourhoods averaging memorising""",
     4: "batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes",
     3: """cache artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item
-          models.moving_average models.outline models.popularity models.protocol models.recurrence models.tcn""",
-    2: "sessions catalog ragged packing losses negatives synth metrics filters splits itemlist vectors impressions",
+          models.memory models.moving_average models.outline models.popularity models.protocol models.recurrence
+          models.rules models.sknn models.tcn""",
+    2: """sessions catalog ragged packing ranges losses negatives synth metrics filters splits itemlist vectors
+          impressions""",
     1: "events columns options quarantine sources tables lines times config errors files",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

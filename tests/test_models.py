@@ -12,7 +12,7 @@ from torch import Tensor
 from caches import User, batches_of, cache_of
 from hiertcn.batching import SessionBatches
 from hiertcn.losses import cross_entropy
-from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel, build, trainable
+from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel, build, remembers, trainable
 from hiertcn.models.gru import GRUConfig
 from hiertcn.models.hiertcn import HierTCNConfig
 from hiertcn.models.hrnn import HRNNConfig
@@ -20,6 +20,9 @@ from hiertcn.models.items import GivenItems
 from hiertcn.models.max_item import MaxItemConfig
 from hiertcn.models.moving_average import MovingAverageConfig
 from hiertcn.models.popularity import LastItemsConfig, PopularityConfig
+from hiertcn.models.rules import ItemKNNConfig, SequentialRulesConfig
+from hiertcn.models.sknn import SKNNConfig
+from people import filled
 from scoring import Person, in_batches, one_by_one, passed
 
 Log = Callable[..., SessionBatches]
@@ -58,6 +61,11 @@ MODELS: dict[str, ModelConfig] = {
     "max_item": MaxItemConfig(window=4),
     "popularity": PopularityConfig(),
     "last_items": LastItemsConfig(window=4),
+    "item_knn": ItemKNNConfig(window=4),
+    "sequential_rules": SequentialRulesConfig(window=4, decay=0.5),
+    "sknn": SKNNConfig(window=4),
+    "sknn-stan": SKNNConfig(window=4, variant="stan", idf=1.0, age_decay=1e8),
+    "sknn-ebr": SKNNConfig(window=3, extend=4, remind=0.2),
 }
 
 
@@ -109,7 +117,7 @@ def first_of_sessions(times: list[float]) -> list[bool]:
 class TestModelContract:
     @pytest.fixture
     def model(self, config: ModelConfig) -> Model:
-        return build(config, TRAIN_EVENTS, 3, VECTORS).double()
+        return filled(build(config, TRAIN_EVENTS, 3, VECTORS)).double()
 
     def test_batches_are_event_by_event(self, model: Model, logged: Log) -> None:
         close(in_batches(model, logged(PEOPLE)), one_by_one(model, PEOPLE, GAP))
@@ -210,7 +218,8 @@ class TestModelContract:
             close(queries.double(), model.encode(batch, before).double())
 
     def test_gradients_reach_every_parameter(self, model: Model, logged: Log) -> None:
-        assert trainable(model.config) is bool(list(model.parameters()))
+        learns = trainable(model.config) and not remembers(model.config)
+        assert learns is bool(list(model.parameters()))
         if not isinstance(model, VectorModel) or not trainable(model.config):
             return
         model.train()
@@ -256,7 +265,9 @@ class TestModelContract:
         torch.manual_seed(12)
         again = build(config, TRAIN_EVENTS, 1, VECTORS).state_dict()
         assert all(torch.equal(value, same[name]) and torch.equal(value, again[name]) for name, value in one.items())
-        assert all(torch.equal(value, other[name]) for name, value in one.items()) is not trainable(config)
+        assert all(torch.equal(value, other[name]) for name, value in one.items()) is not (
+            trainable(config) and not remembers(config)
+        )
 
 
 def test_popularity_and_last_items_rank_by_their_rule(logged: Log) -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from caches import batches_of
 from hiertcn.cache import Cache
 from hiertcn.errors import InputError
-from hiertcn.models import CONFIGS, GRUConfig, HierTCNConfig, LastItemsConfig, ModelConfig, build
+from hiertcn.models import CONFIGS, GRUConfig, HierTCNConfig, LastItemsConfig, MemoryModel, ModelConfig, build
 from hiertcn.settings import PRESETS, read_settings
+from hiertcn.streams import train_sessions
 from hiertcn.training import TrainConfig
 from runs import small_cache
 
@@ -30,11 +31,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def test_the_presets() -> None:
-    assert set(PRESETS) == {"gru", "hrnn", "moving_average", "paper", "pinterest", "small"}
+    remembering = {"item_knn", "sequential_rules", "stan", "vsknn", "vsknn_ebr"}
+    assert set(PRESETS) == {"gru", "hrnn", "moving_average", "paper", "pinterest", "small"} | remembering
     assert read_settings("paper")[0] == HierTCNConfig(head="softmax")
     for preset in PRESETS:
         model, train = read_settings(preset)
-        assert model.name == (preset if preset in CONFIGS else "hiertcn")
+        known = "sknn" if preset in ("stan", "vsknn", "vsknn_ebr") else "hiertcn"
+        assert model.name == (preset if preset in CONFIGS else known)
         assert isinstance(train, TrainConfig)
 
 
@@ -174,6 +177,9 @@ BASE: dict[str, dict[str, Any]] = {
     "last_items": {"window": 4},
     "max_item": {"window": 4},
     "popularity": {},
+    "item_knn": {"window": 4},
+    "sequential_rules": {"window": 4, "decay": 0.5},
+    "sknn": {"window": 4},
 }
 COMMON = {"dim": 8, "vectors": "fixed", "ranking": "l2", "unit": True}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -197,6 +203,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "last_items": {"window": 2},
     "max_item": {"window": 2},
     "popularity": {},
+    "item_knn": {"window": 2, "decay": 0.1, "shrink": 1.0},
+    "sequential_rules": {"window": 2, "decay": 0.1, "steps": 1},
+    "sknn": {
+        **{"window": 2, "neighbours": 2, "sample": 3, "variant": "stan", "extend": 6, "remind": 0.5, "idf": 1.0},
+        **{"item_decay": 1.0, "vote_decay": 1.0, "age_decay": 1000.0},
+    },
 }
 
 
@@ -210,6 +222,8 @@ def outcome(config: ModelConfig, cache: Cache) -> tuple[list[tuple[int, ...]], n
     """Shapes of the parameters, and the scores that the model in training gives the targets of two batches."""
     given = np.random.default_rng(0).normal(size=(cache.catalog.size + 1, 9)).astype(np.float32)
     model = build(config, cache.catalog.train_events, 0, given).train()
+    if isinstance(model, MemoryModel):
+        model.memorise(*map(torch.from_numpy, train_sessions(cache)))
     carried = model.zero_state(8)
     scores = []
     with torch.no_grad(), torch.random.fork_rng():
@@ -223,11 +237,11 @@ def outcome(config: ModelConfig, cache: Cache) -> tuple[list[tuple[int, ...]], n
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in CHANGES.items() for field in fields])
 def test_a_field_changes_the_model(name: str, field: str, cache: Cache) -> None:
-    base = BASE[name]
+    base = BASE[name] | ({"variant": "stan"} if field.endswith("_decay") and name == "sknn" else {})
     shapes, scores = outcome(CONFIGS[name](**base), cache)
     other_shapes, other_scores = outcome(CONFIGS[name](**{**base, field: CHANGES[name][field]}), cache)
     assert np.abs(scores - other_scores).max() > 1e-6
-    if field not in ("dropout", "aggregate", "gap_decay", "window", "ranking", "unit"):
+    if shapes and field not in ("dropout", "aggregate", "gap_decay", "window", "ranking", "unit"):
         assert shapes != other_shapes
 
 

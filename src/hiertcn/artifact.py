@@ -10,7 +10,16 @@ RUN/tensorboard/            how it went; the manifest has each epoch's figures, 
 
 from __future__ import annotations
 
-__all__ = ["ListedCatalog", "Run", "change_run", "read_catalog", "state_history", "write_catalog", "write_run"]
+__all__ = [
+    "ListedCatalog",
+    "Run",
+    "change_run",
+    "facts_of",
+    "read_catalog",
+    "state_history",
+    "write_catalog",
+    "write_run",
+]
 
 import hashlib
 import os
@@ -29,6 +38,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from hiertcn import __version__
+from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
 from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError
@@ -41,7 +51,7 @@ from hiertcn.manifest import (
     write_manifest,
     write_tensors,
 )
-from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel
+from hiertcn.models import CONFIGS, MemoryModel, Model, ModelConfig, VectorModel
 from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
 from hiertcn.vectors import Vectors, open_vectors
@@ -137,6 +147,19 @@ def _linked(table: Path, folder: Path) -> dict[str, Any]:
             except OSError:
                 shutil.copyfile(table, aside)
     return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
+
+
+def facts_of(cache: Cache, train: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a manifest says of how its model was trained: by the settings `train`, and the figures of every epoch."""
+    return {
+        "train": train,
+        "cache": {"path": str(cache.path.resolve()), "fingerprint": cache.manifest.fingerprint},
+        "session_gap": cache.manifest.session_gap,
+        "max_session_events": cache.manifest.max_session_events,
+        "split": cache.manifest.split,
+        "validation": history[-1],
+        "history": history,
+    }
 
 
 def state_history(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -235,6 +258,12 @@ class Run:
         except InputError as error:
             raise ArtifactError(f"{self.path} states a model that can't be: {error}") from error
         weights = read_tensors(self.path, self.manifest["weights"])
+        if isinstance(model, MemoryModel):
+            try:
+                model.memorise(*(weights[key] for key in model.state_dict()))
+            except (KeyError, ValueError) as error:
+                raise ArtifactError(f"{self.path}: what the model remembers is damaged ({error}).") from error
+            return model.eval()
         check_weights(model, weights, self.path)
         model.to_empty(device="cpu").load_state_dict(weights)
         if isinstance(model, VectorModel) and isinstance(model.items, GivenItems):

@@ -24,7 +24,8 @@ import numpy.typing as npt
 from hiertcn.cache import Cache
 from hiertcn.impressions import MOST
 from hiertcn.ragged import SessionBatch, pack_sessions
-from hiertcn.streams import Ints, Stream, ranges
+from hiertcn.ranges import ranges
+from hiertcn.streams import Ints, Stream
 
 RESIDENT_SHARDS = 4
 # Assembled as one task, since handing each over by itself costs as much as a small one takes to assemble.

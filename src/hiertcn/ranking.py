@@ -51,7 +51,6 @@ Candidates = Literal["all", "impressions"] | int
 """The whole catalog, what was shown beside the target, or so many items drawn for each target."""
 
 
-@torch.inference_mode()
 def check_validation(cache: Cache, users: float) -> None:
     """Raises InputError if nothing could be ranked at an epoch's end."""
     valid = cache.manifest.parts["valid"]
@@ -66,6 +65,7 @@ def check_validation(cache: Cache, users: float) -> None:
         )
 
 
+@torch.inference_mode()
 def rank(
     model: Model,
     batches: Iterable[SessionBatch],

@@ -5,14 +5,16 @@ Legend: P positions, M sessions, U users, T targets.
 
 from __future__ import annotations
 
-__all__ = ["Stream", "known_rows", "ranges"]
+__all__ = ["Stream", "known_rows", "train_sessions"]
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
+from hiertcn.ranges import ranges
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session
 
 Ints = npt.NDArray[np.int64]
@@ -26,6 +28,22 @@ def known_rows(catalog: Catalog, known: Catalog | None = None) -> Ints:
     else:
         rows[1:] = known.rows(catalog.items["item_id"])
     return rows
+
+
+def train_sessions(cache: Cache) -> tuple[npt.NDArray[np.int32], Ints, npt.NDArray[np.float64]]:
+    """Of each session the events of the train part: item rows int32 [E], offsets [S + 1], ends [S] in seconds."""
+    items, lengths, ends = [], [], []
+    for index in range(len(cache)):
+        sessions = cache.shard(index).sessions
+        session = np.repeat(np.arange(len(sessions.session_offsets) - 1), np.diff(sessions.session_offsets))
+        kept = (sessions.parts == PARTS.index("train")) & (sessions.items > 0)
+        held = np.bincount(session[kept], minlength=len(sessions.session_offsets) - 1)
+        last = np.flatnonzero(kept)[np.cumsum(held)[held > 0] - 1]
+        items.append(sessions.items[kept])
+        lengths.append(held[held > 0])
+        ends.append(sessions.times[last] / SECOND)
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    return np.concatenate(items).astype(np.int32), offsets.astype(np.int64), np.concatenate(ends)
 
 
 @dataclass(frozen=True)
@@ -115,12 +133,6 @@ class Stream:
         rows = self.shown[ranges(begins, begins + counts)]
         of = np.repeat(np.arange(len(positions)), counts)
         return rows[rows > 0].astype(np.int64), of[rows > 0]
-
-
-def ranges(begins: Ints, ends: Ints) -> Ints:
-    """begin…end of each range, one range after another."""
-    lengths = ends - begins
-    return np.repeat(begins - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
 
 
 def _scattered(values: Ints, place: Ints, size: int) -> Ints:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hiertcn import __version__, checkpoint
-from hiertcn.artifact import Run, state_history, write_run
+from hiertcn.artifact import Run, facts_of, state_history, write_run
 from hiertcn.averaging import Averaged
 from hiertcn.batching import RESIDENT_SHARDS, SessionBatches
 from hiertcn.cache import VECTORS, Cache
@@ -23,7 +23,8 @@ from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
-from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorModel, build, resolved, trainable
+from hiertcn.memorising import memorised
+from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorModel, build, remembers, resolved, trainable
 from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
 from hiertcn.objective import LossConfig, Objective, check_agreement, scores_of
@@ -105,6 +106,8 @@ def train(
             f"Evaluate it with `hiertcn evaluate RUN --model {model.name}`."
         )
     cache.verify()
+    if remembers(model):
+        return memorised(cache, model, config.model_dump(mode="json"), out, resume)
     for part in ("train", "valid"):
         if not cache.manifest.parts.get(part, {}).get("events"):
             raise InputError(
@@ -267,15 +270,7 @@ class _Training:
 
     def _facts(self) -> dict[str, Any]:
         """What the manifest of the model directory says of how it was trained."""
-        return {
-            "train": self.config.model_dump(mode="json"),
-            "cache": {"path": str(self.cache.path.resolve()), "fingerprint": self.cache.manifest.fingerprint},
-            "session_gap": self.cache.manifest.session_gap,
-            "max_session_events": self.cache.manifest.max_session_events,
-            "split": self.cache.manifest.split,
-            "validation": self.history[-1],
-            "history": self.history,
-        }
+        return facts_of(self.cache, self.config.model_dump(mode="json"), self.history)
 
     def _save(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}

@@ -7,15 +7,20 @@ __all__ = [
     "GRUConfig",
     "HRNNConfig",
     "HierTCNConfig",
+    "ItemKNNConfig",
     "LastItemsConfig",
     "MaxItemConfig",
+    "MemoryModel",
     "Model",
     "ModelConfig",
     "MovingAverageConfig",
     "PopularityConfig",
+    "SKNNConfig",
+    "SequentialRulesConfig",
     "VectorConfig",
     "VectorModel",
     "build",
+    "remembers",
     "resolved",
     "trainable",
 ]
@@ -31,13 +36,25 @@ from hiertcn.models.gru import GRU, GRUConfig
 from hiertcn.models.hiertcn import HierTCN, HierTCNConfig
 from hiertcn.models.hrnn import HRNN, HRNNConfig
 from hiertcn.models.max_item import MaxItem, MaxItemConfig
+from hiertcn.models.memory import MemoryModel
 from hiertcn.models.moving_average import MovingAverage, MovingAverageConfig
 from hiertcn.models.popularity import Counting, LastItems, LastItemsConfig, Popularity, PopularityConfig
 from hiertcn.models.protocol import Model, VectorConfig, VectorModel
+from hiertcn.models.rules import ItemKNN, ItemKNNConfig, SequentialRules, SequentialRulesConfig
+from hiertcn.models.sknn import SKNN, SKNNConfig
 from hiertcn.vectors import Vectors
 
 ModelConfig = (
-    HierTCNConfig | HRNNConfig | GRUConfig | MovingAverageConfig | MaxItemConfig | PopularityConfig | LastItemsConfig
+    HierTCNConfig
+    | HRNNConfig
+    | GRUConfig
+    | MovingAverageConfig
+    | MaxItemConfig
+    | PopularityConfig
+    | LastItemsConfig
+    | ItemKNNConfig
+    | SequentialRulesConfig
+    | SKNNConfig
 )
 
 _MODELS: dict[type[ModelConfig], Any] = {
@@ -48,6 +65,9 @@ _MODELS: dict[type[ModelConfig], Any] = {
     MaxItemConfig: MaxItem,
     PopularityConfig: Popularity,
     LastItemsConfig: LastItems,
+    ItemKNNConfig: ItemKNN,
+    SequentialRulesConfig: SequentialRules,
+    SKNNConfig: SKNN,
 }
 CONFIGS: dict[str, type[ModelConfig]] = {config.name: config for config in _MODELS}
 
@@ -65,6 +85,11 @@ def trainable(config: ModelConfig) -> bool:
     """Whether a model of this config learns anything; the others only count, or average what is given."""
     averages = isinstance(config, MovingAverageConfig) and config.vectors == "fixed"
     return bool(_MODELS[type(config)].trainable) and not averages
+
+
+def remembers(config: ModelConfig) -> bool:
+    """Whether a model of this config takes the train sessions in, and learns nothing by gradients."""
+    return issubclass(_MODELS[type(config)], MemoryModel)
 
 
 def build(config: ModelConfig, train_events: npt.NDArray[np.int64], seed: int, vectors: Vectors | None = None) -> Model:
