@@ -20,9 +20,10 @@ LONGEST = 320
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
     5: """training demo report pictures timeline progress settings checkpoint optimizer estimate assortment embedding
-          pinsage neighbourhoods averaging memorising""",
-    4: "batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes",
-    3: """cache artifact manifest preparation states states.memory states.protocol states.sqlite states.state
+          pinsage features averaging memorising""",
+    4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
+          neighbourhoods""",
+    3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item
           models.memory models.moving_average models.outline models.popularity models.protocol models.recurrence
           models.rules models.sknn models.tcn""",

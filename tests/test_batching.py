@@ -51,7 +51,8 @@ def asked_events(users: list[User], part: str) -> dict[int, Asked]:
                 fresh = held = False
             latest = time
             known = item if item <= CATALOG else 0
-            if own == part:
+            # What is outside the catalog is asked, but not learned.
+            if own == part and (known or part != "train"):
                 out[place + event] = Asked(known, tuple(before), seen, gap)
             if known:
                 before.append(known)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.cli import app
-from hiertcn.errors import ArtifactError, InputError
+from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.neighbourhoods import Baskets, baskets_of, walked
 from hiertcn.pinsage import PinSage, PinSageConfig, load_pinsage, train_pinsage
 from hiertcn.preparation import prepare
@@ -166,8 +166,16 @@ def test_titles_tell_of_items_that_were_never_picked(tmp_path: Path) -> None:
     same = groups[cold][:, None] == groups[~cold][None, :]
     means = [[row[mask].mean() for mask in (same_row, ~same_row)] for row, same_row in zip(near, same, strict=True)]
     assert all(own > other + 0.2 for own, other in means)
+    # Of items without a title, one that is never picked has no vector, and a new one is read by its neighbours.
+    bare = pl.DataFrame({"item_id": [*names, "alone"], "title": [*titles[:-12], *[None] * 13]})
+    bare.write_parquet(tmp_path / "bare.parquet")
+    other = prepare(log_of(12, 5), tmp_path / "other", session_gap=GAP, catalog=tmp_path / "bare.parquet")
+    found = model.embed_all(other)
+    assert [
+        name for name, vector in zip(other.catalog.items["item_id"], found[1:], strict=True) if not vector.any()
+    ] == ["alone"]
     plain = prepare(log_of(8, 0), tmp_path / "plain", session_gap=GAP)
-    with pytest.raises(InputError, match="have no features, and PinSage was trained on 4096"):
+    with pytest.raises(InputError, match=r"size 0 \(none\), and PinSage was trained on others \(titles\)"):
         model.embed_all(plain)
 
 
@@ -181,8 +189,13 @@ def test_it_comes_back_from_disk(cache: Cache, trained: PinSage, tmp_path: Path)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
     with pytest.raises(ArtifactError, match="damaged"):
         load_pinsage(tmp_path / "kept")
-    with pytest.raises(ArtifactError, match=r"pinsage\.json can't be read"):
+    with pytest.raises(InputError, match="holds no PinSage"):
         load_pinsage(tmp_path)
+    for taken in (tmp_path, weights):
+        with pytest.raises(InputError, match="is there and holds no PinSage"):
+            trained.save(taken)
+    with pytest.raises(StorageError):
+        trained.save(weights / "inside")
 
 
 def test_a_log_without_pairs_is_refused(tmp_path: Path) -> None:
@@ -216,7 +229,9 @@ def test_from_a_log_to_items_that_came_after_training(tmp_path: Path) -> None:
         *options,
     )
     assert "vectors of 32 items" in said
-    ask("prepare", tmp_path / "log.parquet", "--out", tmp_path / "cache", "--catalog", tmp_path / "a.parquet")
+    prepared = ("prepare", tmp_path / "log.parquet", "--catalog", tmp_path / "a.parquet", "--out")
+    assert "another part" not in ask(*prepared, tmp_path / "cache", "--session-gap", GAP)
+    assert "made of another part" in ask(*prepared, tmp_path / "other", "--split", "users")
     ask("train", tmp_path / "cache", "--out", tmp_path / "run", "--epochs", 1)
     ask("embed", tmp_path / "later.parquet", "--out", tmp_path / "b.parquet", "--load", tmp_path / "kept", *options)
     assert pl.read_parquet(tmp_path / "b.parquet").height == 48
@@ -236,8 +251,12 @@ def test_from_a_log_to_items_that_came_after_training(tmp_path: Path) -> None:
     ("options", "text"),
     [
         (["--method", "word2vec"], "expected svd or pinsage"),
-        (["--save", "x"], "either --save or --load"),
-        (["--method", "pinsage", "--save", "x", "--load", "y"], "either --save or --load"),
+        (["--save", "x"], "are of --method pinsage"),
+        (["--steps", "3"], "are of --method pinsage"),
+        (["--method", "pinsage", "--save", "x", "--load", "y"], "nothing is trained"),
+        (["--method", "pinsage", "--dim", "8", "--load", "y"], "nothing is trained"),
+        (["--method", "pinsage", "--load", "y"], "holds no PinSage"),
+        (["--out", "items.csv"], "the item list is Parquet"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(options: list[str], text: str) -> None:

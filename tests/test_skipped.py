@@ -162,6 +162,22 @@ def test_at_most_twenty_known_ones_are_kept(run: Run) -> None:
     np.testing.assert_array_equal(rec.query("u"), first)
     with pytest.raises(InputError, match="item id"):
         rec.observe("u", ITEMS[0], BEGIN + 1, shown=[""])
+    for wrong in ("i01", None, 5, {"i01"}):
+        with pytest.raises(InputError, match="expected a list of item ids"):
+            rec.observe("u", ITEMS[0], BEGIN + 1, shown=wrong)  # type: ignore[arg-type]
+
+
+def test_what_was_picked_of_a_view_is_not_among_what_was_shown_beside(tmp_path: Path) -> None:
+    """Else the first pick of a view would tell the second."""
+    log = pl.DataFrame({"user": [1, 1, 2, 2], "item": list("abba"), "ts": [BEGIN, BEGIN + 5] * 2})
+    views = pl.DataFrame({"user": [1, 2], "ts": [BEGIN] * 2, "clicked": [["a", "b"]] * 2, "shown": [list("abc")] * 2})
+    views.write_parquet(tmp_path / "views.parquet")
+    log = pl.concat([log, pl.DataFrame({"user": [1, 2], "item": ["c", "c"], "ts": [BEGIN + 9] * 2})])
+    cache = prepare(log, tmp_path / "cache", impressions=tmp_path / "views.parquet", split="users", fractions=(1, 0, 0))
+    for batch in batches_of(cache):
+        skipped = {cache.catalog.ids[row - 1] for row in batch.skipped.tolist()}
+        assert skipped == {"c"}
+        assert {cache.catalog.ids[row - 1] for row in batch.shown.flatten().tolist() if row} == {"c"}
 
 
 def test_a_cache_without_impressions_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from caches import batches_of
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError, StorageError
@@ -134,10 +135,20 @@ def test_vectors_that_do_not_fit_the_list_are_refused(tmp_path: Path) -> None:
         prepared(tmp_path, listed(some_vectors()), unknown_items="train")
 
 
-def test_events_on_items_without_a_vector_are_dropped_and_counted(tmp_path: Path) -> None:
+def test_items_without_a_vector_stay_in_the_log_outside_the_catalog(tmp_path: Path) -> None:
     cache = prepared(tmp_path, listed(some_vectors())[:5])
-    assert cache.manifest.items == 5
-    assert cache.manifest.events == a_log().filter(pl.col("item") < "i05").height
+    assert (cache.manifest.items, cache.manifest.events) == (5, a_log().height)
+    outside = sum(part["outside_events"] for part in cache.manifest.parts.values())
+    assert outside == a_log().filter(pl.col("item") >= "i05").height > 0
+    whole = prepared(tmp_path / "whole", listed(some_vectors()))
+    assert cache.manifest.split == whole.manifest.split
+    asked = [int(row) for batch in batches_of(cache) for row in batch.targets]
+    assert sorted(set(asked)) == [1, 2, 3, 4, 5]
+    assert len(asked) == cache.manifest.parts["train"]["events"] - cache.manifest.parts["train"]["outside_events"]
+    dropped = prepared(tmp_path / "dropped", listed(some_vectors())[:5], unknown_items="drop")
+    assert dropped.manifest.events == a_log().height - outside
+    with pytest.raises(InputError, match="No train event is on one of the 2 items"):
+        prepared(tmp_path / "other", pl.DataFrame({"item_id": ["x", "y"], "vector": [[1.0, 2.0]] * 2}))
     with pytest.raises(InputError, match="not in the catalog given"):
         prepared(tmp_path, listed(some_vectors())[:5], unknown_items="error")
 

@@ -14,6 +14,7 @@ import typer
 from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.errors import HiertcnError, InputError
+from hiertcn.quarantine import shown
 from hiertcn.verbs import catalogs, logs, runs
 from hiertcn.verbs.flags import console, say
 
@@ -70,9 +71,11 @@ def embed(
     log: Annotated[str, typer.Argument(metavar="LOG", help="A log, or a prepared one.")],
     out: Annotated[Path, typer.Option(help="The item list to write (Parquet), for `prepare --catalog`.")],
     method: Annotated[str, typer.Option(help="svd, or pinsage, which can give vectors to new items later.")] = "svd",
-    dim: Annotated[int, typer.Option(help="Size of a vector.", min=1, max=4096)] = 128,
-    window: Annotated[int, typer.Option(help="Picks that are near one another.", min=1, max=100)] = 5,
-    steps: Annotated[int, typer.Option(help="Of training (pinsage).", min=1)] = 400,
+    dim: Annotated[int | None, typer.Option(help="Size of a vector.", min=1, max=4096, show_default="128")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Picks that are near one another.", min=1, max=100, show_default="5")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of training (pinsage).", min=1, show_default="400")] = None,
     save: Annotated[Path | None, typer.Option(help="The folder to keep a trained pinsage in.")] = None,
     load: Annotated[Path | None, typer.Option(help="One kept earlier: nothing is trained.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -82,30 +85,40 @@ def embed(
     With --load, vectors of all items of the log, old and new, by all its events. Options of `hiertcn prepare` are
     passed on to it where the log is not prepared yet.
     """
+    from hiertcn.embedding import cooccurrence, item_to_item, svd_vectors, write_items
+
+    given = {"dim": dim, "window": window, "steps": steps}
+    own = {key: value for key, value in given.items() if value is not None}
     if method not in ("svd", "pinsage"):
         raise InputError(f"--method is {method[:80]!r}; expected svd or pinsage.")
-    if (save or load) and (method == "svd" or (save and load)):
-        raise InputError("Give either --save or --load, with --method pinsage: only that can be kept, or was.")
+    if method == "svd" and (save or load or steps):
+        raise InputError("--steps, --save and --load are of --method pinsage. Add it, or leave them out.")
+    if load and (save or own):
+        raise InputError("With --load nothing is trained. Leave --dim, --window, --steps and --save out.")
+    if out.suffix != ".parquet":
+        raise InputError(f"--out is {shown(str(out))}; the item list is Parquet. Give it a name that ends so.")
     ready = (Path(log) / "manifest.json").is_file()
     if ready and ctx.args:
         raise InputError(f"{log} is prepared already, so {' '.join(ctx.args)} can't be followed. Leave that out.")
-    from hiertcn.embedding import cooccurrence, item_to_item, svd_vectors, write_items
+    if method == "pinsage":
+        from hiertcn.pinsage import PinSageConfig, check_place, load_pinsage, train_pinsage
 
+        kept = load_pinsage(load) if load else None
+        if save:
+            check_place(save)
     with TemporaryDirectory(prefix="hiertcn-") as folder:
         cache = Cache(log) if ready else _prepared(log, Path(folder) / "cache", ctx.args)
         if method == "svd":
-            vectors = svd_vectors(cooccurrence(cache, window), dim, seed)
+            vectors = svd_vectors(cooccurrence(cache, own.get("window", 5)), own.get("dim", 128), seed)
+        elif kept is not None:
+            vectors = kept.embed_all(cache, seed)
         else:
-            from hiertcn.pinsage import PinSageConfig, load_pinsage, train_pinsage
-
-            if load:
-                vectors = load_pinsage(load).embed_all(cache, seed)
-            else:
-                config = PinSageConfig(dim=dim, window=window, steps=steps)
-                model, vectors = train_pinsage(cache, config, seed, say)
-                if save:
-                    model.save(save)
-        written = write_items(out, cache.catalog, vectors)
+            model, vectors = train_pinsage(cache, PinSageConfig.model_validate(own), seed, say)
+            if save:
+                model.save(save)
+        if not vectors.any():
+            raise InputError(f"No two items of {log} are picked in one session, so none has a vector.")
+        written = write_items(out, cache.catalog, vectors, {"by": "all events"} if load else cache.manifest.split)
         say(f"{out}: vectors of {written:,} items; {len(vectors) - 1 - written:,} were never near another")
         if not load and cache.manifest.parts["test"]["events"]:
             found = item_to_item(cache, vectors)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = ["Neighbours", "cooccurrence", "item_to_item", "svd_vectors", "write_items"]
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sklearn.utils.extmath import randomized_svd
 from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
 from hiertcn.files import written_aside
+from hiertcn.itemlist import MADE_OF
 from hiertcn.sessions import PARTS
 
 Ints = npt.NDArray[np.int64]
@@ -113,11 +115,15 @@ def item_to_item(cache: Cache, vectors: Floats, part: str = "test") -> Neighbour
     )
 
 
-def write_items(path: str | Path, catalog: Catalog, vectors: Floats) -> int:
-    """Write an item list for `prepare --catalog`: item_id, title, link, embedding of items with a vector; how many."""
+def write_items(path: str | Path, catalog: Catalog, vectors: Floats, made_of: dict[str, Any] | None = None) -> int:
+    """Write an item list for `prepare --catalog`: item_id, title, link, embedding of items with a vector; how many.
+
+    made_of: the split of the log whose train part the vectors are of, for `prepare` to compare
+    """
     rows = np.flatnonzero(vectors.any(axis=1))
     items = catalog.items.select("item_id", "title", "link")[(rows - 1).tolist()].to_arrow()
     values = pa.FixedSizeListArray.from_arrays(pa.array(vectors[rows].ravel()), vectors.shape[1])
     with written_aside(Path(path)) as aside:
-        pq.write_table(items.append_column("embedding", values), aside)
+        table = items.append_column("embedding", values)
+        pq.write_table(table.replace_schema_metadata({MADE_OF: json.dumps(made_of)}), aside)
     return len(rows)

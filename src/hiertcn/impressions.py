@@ -72,7 +72,8 @@ def read_views(
     if "item" not in views.columns:
         views = _marked(views)
     elif isinstance(views["item"].dtype, pl.List):
-        views = views.filter(pl.col("item").list.len() > 0).explode("item")
+        others = pl.col("shown").list.set_difference("item") if views["shown"].dtype == views["item"].dtype else "shown"
+        views = views.filter(pl.col("item").list.len() > 0).with_columns(shown=others).explode("item")
     if not views.height:
         return views.with_columns(pl.col("time").cast(pl.Int64, strict=False))
     raw = views["time"]
@@ -86,8 +87,22 @@ def _listed(values: pl.Series) -> pl.Series:
     """JSON lists in texts as lists of texts; anything else as it is."""
     if values.dtype != pl.String or not values.drop_nulls().str.starts_with("[").all() or not values.count():
         return values
-    read = [None if text is None else [str(item) for item in json.loads(text)] for text in values.to_list()]
+    try:
+        read = [None if text is None else [str(item) for item in json.loads(text)] for text in values.to_list()]
+    except ValueError as error:
+        wrong = next(text for text in values.drop_nulls().to_list() if not _is_json(text))
+        raise InputError(
+            f"The impressions hold {told(wrong)} ({error}); expected lists such as [1, 2]. Mend the file."
+        ) from error
     return pl.Series(values.name, read, pl.List(pl.String))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _chosen(columns: ViewColumns, known: list[str], name: str) -> dict[str, str]:
@@ -117,6 +132,7 @@ def _marked(views: pl.DataFrame) -> pl.DataFrame:
         )
     picked = pl.col("shown").list.eval(pl.element().filter(pl.element().str.ends_with("-1")).str.head(-2))
     bare = pl.col("shown").list.eval(pl.element().str.head(-2))
+    bare = bare.list.set_difference(picked)
     return views.with_columns(picked.alias("item"), bare.alias("shown")).explode("item")
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["ItemList", "read_items"]
+__all__ = ["MADE_OF", "ItemList", "read_items"]
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import EXAMPLES, shown
-from hiertcn.sources import find_sources, unpacked
+from hiertcn.sources import Source, find_sources, unpacked
 from hiertcn.tables import Layout, open_table
 from hiertcn.vectors import GivenVectors, find_vector_column, read_vectors
 
+MADE_OF = "hiertcn.made_of"
 _KNOWN = {
     "item_id": ("item_id", "id", "item", "itemid", "article_id", "product_id", "movie_id", "movieid", "sku"),
     "title": ("title", "name"),
@@ -27,6 +30,8 @@ class ItemList(NamedTuple):
 
     items: pl.DataFrame
     vectors: GivenVectors | None
+    made_of: dict[str, Any] | None = None
+    """The split of the log that the vectors were made of, where `hiertcn embed` wrote the list."""
 
 
 def read_items(
@@ -68,9 +73,19 @@ def read_items(
                 )
             )
         column = None if vectors is not None else find_vector_column(sources, vector_column)
+        made_of = _made_of(sources[0]) if column else None
         given = read_vectors(sources, column) if column else None if vectors is None else read_vectors(Path(vectors))
     items = pl.concat(frames, how="vertical_relaxed")
-    return ItemList(items.with_columns(_ids(items["item_id"], kind, str(path))), given)
+    return ItemList(items.with_columns(_ids(items["item_id"], kind, str(path))), given, made_of)
+
+
+def _made_of(source: Source) -> dict[str, Any] | None:
+    stated = (pq.read_schema(source.path).metadata or {}).get(MADE_OF.encode())
+    try:
+        found = json.loads(stated or b"null")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _ids(raw: pl.Series, kind: pl.DataType, name: str) -> pl.Series:

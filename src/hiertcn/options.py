@@ -57,8 +57,9 @@ class PrepareConfig(Config):
     split:            time, users, last, or column:NAME
     fractions, cuts:  the shares of train, valid and test; or, for time, the two times where valid and test begin
     seed:             of the split by users
-    unknown_items:    items of the log that the given catalog does not name: train on them, drop their events, or error;
-                      None: train, or drop where the catalog has vectors
+    unknown_items:    items of the log that the given catalog does not name: train on them, leave them outside the
+                      catalog, drop their events before the split, or error; None: train, or outside where the catalog
+                      has vectors
     impression_column: the column of the log that lists what was shown when its item was picked
     impression_columns, impression_window: of a file of impressions: which column is what, and the most seconds from a
                       view to the event it led to
@@ -87,7 +88,7 @@ class PrepareConfig(Config):
     impression_column: str | None = None
     impression_columns: ViewColumns = ViewColumns()
     impression_window: Annotated[float, Field(ge=0, le=1e9)] = 600.0
-    unknown_items: Literal["train", "drop", "error"] | None = None
+    unknown_items: Literal["train", "outside", "drop", "error"] | None = None
     max_bad_rows: Annotated[float, Field(ge=0, le=1)] = 0.001
     keep_duplicates: bool = False
     events_per_shard: Annotated[int, Field(ge=1, le=1_000_000_000)] = 4_000_000

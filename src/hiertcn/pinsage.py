@@ -12,7 +12,7 @@ vector, H hidden units, P pairs, K negatives.
 
 from __future__ import annotations
 
-__all__ = ["PinSage", "PinSageConfig", "load_pinsage", "train_pinsage"]
+__all__ = ["PinSage", "PinSageConfig", "check_place", "load_pinsage", "train_pinsage"]
 
 import hashlib
 from collections.abc import Callable
@@ -24,7 +24,6 @@ import numpy.typing as npt
 import polars as pl
 import torch
 from pydantic import BaseModel, Field
-from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import MessagePassing
@@ -35,13 +34,14 @@ from hiertcn.catalog import Catalog
 from hiertcn.config import Config, Count, Dropout, Positive
 from hiertcn.embedding import pairs
 from hiertcn.errors import InputError
+from hiertcn.features import ItemFeatures
+from hiertcn.files import refusals
 from hiertcn.manifest import Listed, drop_others, read_manifest, read_tensors, write_manifest, write_tensors
 from hiertcn.neighbourhoods import Baskets, Neighbourhoods, baskets_of, walked
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 _NAME = "pinsage.json"
-_TEXT = 1 << 12
 _BLOCK = 1 << 12
 
 
@@ -94,34 +94,29 @@ class _Convolution(MessagePassing):  # type: ignore[misc]
 
 
 class _Nodes:
-    """What is read of item rows 1…n.
+    """What is read of item rows 1…n. known: int64 [n + 1], the row of the learned vector, 0 of an item read as new."""
 
-    known: int64 [n + 1], the row of the learned vector, 0 of a new item      hashed: float32 [n + 1, H], in its place,
-    zero where there are features
-    features: [n + 1, F], dense or sparse, or None
-    """
-
-    def __init__(self, ids: pl.Series, found: Neighbourhoods, known: Ints, features: Any, size: int) -> None:
+    def __init__(self, ids: pl.Series, found: Neighbourhoods, known: Ints, features: ItemFeatures) -> None:
         self.near, self.weights, self.further = found.near, found.weights, found.further
         self.known, self.features = known, features
-        self.hashed = np.zeros((len(known), size), dtype=np.float32)
         self._ids = ids
-        self.read_as_new(np.flatnonzero(known[1:] == 0) + 1)
 
-    def read_as_new(self, rows: Ints) -> None:
-        """Forget what was learned of these items."""
-        self.known[rows] = 0
-        for row in rows.tolist() if self.features is None else ():
-            seed = int.from_bytes(hashlib.blake2b(str(self._ids[row - 1]).encode(), digest_size=8).digest())
-            self.hashed[row] = np.random.default_rng(seed).standard_normal(self.hashed.shape[1], dtype=np.float32)
+    def hashed(self, rows: Ints, size: int) -> Tensor:
+        """float32 [B, H]: random numbers that are always the same for the id of an item that is new and has no
+        features; zero for all others."""
+        out = np.zeros((len(rows), size), dtype=np.float32)
+        for at in np.flatnonzero((self.known[rows] == 0) & ~self.features.has[rows]).tolist():
+            seed = int.from_bytes(hashlib.blake2b(str(self._ids[int(rows[at]) - 1]).encode(), digest_size=8).digest())
+            out[at] = np.random.default_rng(seed).standard_normal(size, dtype=np.float32)
+        return torch.from_numpy(out)
 
 
 class PinSage(nn.Module):
     """Vectors of items, of length 1. `catalog`: the items it has learned vectors of."""
 
-    def __init__(self, catalog: Catalog, features: int, config: PinSageConfig) -> None:
+    def __init__(self, catalog: Catalog, kind: str, features: int, config: PinSageConfig) -> None:
         super().__init__()
-        self.catalog, self.config = catalog, config
+        self.catalog, self.kind, self.config = catalog, kind, config
         size = config.hidden
         self.learned = nn.Embedding(catalog.size + 1, size)
         nn.init.normal_(self.learned.weight, std=size**-0.5)
@@ -141,56 +136,52 @@ class PinSage(nn.Module):
         for layer, read, targets in zip(self.layers, levels[:0:-1], levels[-2::-1], strict=True):
             near = nodes.near[targets]
             there = near > 0
-            if self.training and self.features is not None:
+            if self.training:
                 # An item that was never picked has no neighbourhood.
-                there &= (torch.rand(len(near), 1) >= self.config.unknown).numpy()
+                hidden = nodes.features.has[targets] & (torch.rand(len(near)) < self.config.unknown).numpy()
+                there &= ~hidden[:, None]
             edges = np.stack([np.searchsorted(read, near[there]), np.nonzero(there)[0]])
             places, weights = np.searchsorted(read, targets), nodes.weights[targets][there]
             values = layer(values, torch.from_numpy(places), torch.from_numpy(edges), torch.from_numpy(weights))
         return F.normalize(self.head(values), dim=1)
 
     def _read(self, rows: Ints, nodes: _Nodes) -> Tensor:
+        """[S, H] of item rows `rows` [S]."""
         known = torch.from_numpy(nodes.known[rows])
-        strange = torch.from_numpy(nodes.hashed[rows])
         if self.training:
-            strange = torch.randn(strange.shape) if self.features is None else strange
             known = known * (torch.rand(len(known)) >= self.config.unknown)
+            bare = torch.from_numpy(~nodes.features.has[rows]).unsqueeze(1)
+            strange = torch.randn(len(known), self.config.hidden) * bare
+        else:
+            strange = nodes.hashed(rows, self.config.hidden)
         strange *= self.config.hidden**-0.5
         values: Tensor = torch.where((known > 0).unsqueeze(1), self.learned(known), strange)
-        if self.features is not None:
-            found = nodes.features[rows]
-            dense = found.toarray() if hasattr(found, "toarray") else np.asarray(found, dtype=np.float32)
-            values = values + self.features(F.normalize(torch.from_numpy(dense), dim=1))
-        return values
+        return values if self.features is None else values + self.features(nodes.features.read(rows))
 
-    def nodes(self, cache: Cache, graph: Baskets, seed: int) -> _Nodes:
+    def nodes(self, cache: Cache, graph: Baskets, seed: int, further: int = 0) -> _Nodes:
         """All items of a log, in the rows of its cache, with the neighbourhoods that `graph` gives them.
 
         Raises InputError for a log whose items have not the features that this was trained on.
         """
-        config, items = self.config, cache.catalog.items
-        features = _features(cache)
-        size, wanted = (
-            0 if features is None else features.shape[1],
-            0 if self.features is None else self.features.in_features,
-        )
-        if size != wanted:
+        config, items, features = self.config, cache.catalog.items, ItemFeatures(cache)
+        if (features.kind, features.size) != (self.kind, 0 if self.features is None else self.features.in_features):
             raise InputError(
-                f"The items of {cache.path} have {size or 'no'} features, and PinSage was trained on "
-                f"{wanted or 'none'}. Prepare the log with a --catalog of the same kind: vectors, titles or neither."
+                f"The items of the log have features of size {features.size} ({features.kind}), and PinSage was "
+                f"trained on others ({self.kind}). Prepare the log with a --catalog of the same kind: vectors, titles "
+                "or none."
             )
-        found = walked(graph, config.near, config.further, config.walks, config.walk_steps, seed)
+        found = walked(graph, config.near, further, config.walks, config.walk_steps, seed)
         known = np.append(0, self.catalog.rows(items["item_id"])).astype(np.int64)
         # One that was never picked has a learned vector that nothing was learned of.
         known[self.catalog.train_events[known] == 0] = 0
-        return _Nodes(items["item_id"], found, known, features, config.hidden)
+        return _Nodes(items["item_id"], found, known, features)
 
     @torch.inference_mode()
     def embed(self, nodes: _Nodes) -> Floats:
         """[n + 1, D]: the vectors of all items; zero of those that are never near another and have no features."""
         self.eval()
         out = np.zeros((len(nodes.near), self.config.dim), dtype=np.float32)
-        rows = np.arange(1, len(out)) if self.features is not None else np.flatnonzero(nodes.near[:, 0])
+        rows = np.flatnonzero(nodes.features.has | (nodes.near[:, 0] > 0))
         for begin in range(0, len(rows), _BLOCK):
             block = rows[begin : begin + _BLOCK]
             out[block] = self(block, nodes).numpy()
@@ -204,11 +195,13 @@ class PinSage(nn.Module):
         return self.embed(self.nodes(cache, baskets_of(cache, None, self.config.users), seed))
 
     def save(self, folder: Path) -> None:
-        """Write it to a folder of its own. Raises StorageError when the disk refuses."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write it to a folder of its own. Raises InputError for one of something else, StorageError when the disk
+        refuses."""
+        check_place(folder)
         weights = write_tensors(folder, "weights", self.state_dict())
         facts = {
             "pinsage": self.config.model_dump(mode="json"),
+            "kind": self.kind,
             "features": 0 if self.features is None else self.features.in_features,
             "catalog": write_catalog(folder, "catalog.arrow", self.catalog),
             "weights": weights,
@@ -219,30 +212,33 @@ class PinSage(nn.Module):
 
 class _Manifest(BaseModel, strict=True):
     pinsage: dict[str, Any]
+    kind: str
     features: Annotated[int, Field(ge=0)]
     catalog: ListedCatalog
     weights: Listed
 
 
+def check_place(folder: Path) -> None:
+    """Make the folder that a PinSage is to be kept in. Raises InputError if something else is there, StorageError if it
+    can't be made."""
+    if folder.exists() and not (folder / _NAME).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(f"{folder} is there and holds no PinSage; expected a new folder. Choose another --save.")
+    with refusals(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def load_pinsage(folder: Path) -> PinSage:
-    """What `PinSage.save` wrote. Raises ArtifactError if a file is not what the manifest says."""
+    """What `PinSage.save` wrote. Raises InputError for a folder of something else, ArtifactError if a file is not what
+    the manifest says."""
+    if not (folder / _NAME).is_file():
+        raise InputError(
+            f"{folder} holds no PinSage; expected a folder that `hiertcn embed LOG --method pinsage --save` wrote."
+        )
     stated = read_manifest(folder / _NAME, _Manifest)
-    model = PinSage(read_catalog(folder, stated["catalog"]), stated["features"], PinSageConfig(**stated["pinsage"]))
+    config, catalog = PinSageConfig(**stated["pinsage"]), read_catalog(folder, stated["catalog"])
+    model = PinSage(catalog, stated["kind"], stated["features"], config)
     model.load_state_dict(read_tensors(folder, stated["weights"]))
     return model.eval()
-
-
-def _features(cache: Cache) -> Any:
-    """[n + 1, F] of the rows of a cache: the vectors of its catalog; else titles, as hashed character 3- to 5-grams."""
-    if cache.vectors is not None:
-        outside = np.zeros((cache.manifest.outside_items, cache.vectors.shape[1]), dtype=cache.vectors.dtype)
-        return np.concatenate([cache.vectors, outside]) if len(outside) else cache.vectors
-    titles = cache.catalog.items["title"]
-    if titles.null_count() == len(titles):
-        return None
-    # Hashes need no vocabulary, so they read the title of a new item as they read the others.
-    hashing = HashingVectorizer(analyzer="char_wb", ngram_range=(3, 5), n_features=_TEXT, dtype=np.float32)
-    return hashing.transform(["", *titles.fill_null("").to_list()])
 
 
 def train_pinsage(
@@ -255,13 +251,16 @@ def train_pinsage(
     first, later = pairs(cache, "train", config.window)
     first, later = first[first != later], later[first != later]
     if not len(first):
-        raise InputError(f"No two items of {cache.path} are picked in one session, so nothing says what is near what.")
-    features = _features(cache)
+        raise InputError(
+            "No two items of the log's train part are picked in one session, so nothing says what is near what. Give a "
+            "longer log, or a larger --session-gap."
+        )
     random = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = PinSage(cache.catalog, 0 if features is None else features.shape[1], config)
-        nodes = model.nodes(cache, baskets_of(cache, "train", config.users), seed)
+        features = ItemFeatures(cache)
+        model = PinSage(cache.catalog, features.kind, features.size, config)
+        nodes = model.nodes(cache, baskets_of(cache, "train", config.users), seed, config.further)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, config.steps)
         for step in range(config.steps):

@@ -22,9 +22,10 @@ from hiertcn.events import Events, read_events
 from hiertcn.filters import filtered
 from hiertcn.impressions import join_views, read_views
 from hiertcn.itemlist import ItemList, read_items
+from hiertcn.notices import say_read, say_split, say_vectors, say_written
 from hiertcn.options import PrepareConfig, prepare_config, preset_names
 from hiertcn.quarantine import EXAMPLES, shown
-from hiertcn.sessions import PARTS, Sessions, sessionize
+from hiertcn.sessions import Sessions, sessionize
 from hiertcn.splits import by_last, by_names, by_time, by_users, described, quantile_cuts
 from hiertcn.tables import Layout
 from hiertcn.times import iso, parse_time
@@ -72,7 +73,7 @@ def prepare(
         max_bad_rows=config.max_bad_rows,
         keep_duplicates=config.keep_duplicates,
     )
-    _say_read(say, events)
+    say_read(say, events)
     views = _views(log, impressions, config, events.columns)
     if catalog is None and (vectors or vector_column):
         raise InputError("Vectors were given without a catalog that says of which items they are. Give --catalog, too.")
@@ -98,8 +99,14 @@ def prepare(
     users = events.user_ids.gather(frame["user"].gather(offsets[:-1]))
     times = frame["time"].to_numpy()
     parts, split = _split(config, events, frame, users, offsets)
-    _say_split(say, parts, split)
-    built = _catalog(events.item_ids, frame["item"].to_numpy(), parts, items)
+    say_split(say, parts, split)
+    built = _catalog(events.item_ids, frame["item"].to_numpy(), parts, items, config.unknown_items == "outside")
+    say_vectors(say, listed, split)
+    if config.unknown_items == "outside" and not built.train_events.any():
+        raise InputError(
+            f"No train event is on one of the {built.size:,} items of the catalog given, such as "
+            f"{shown(built.ids.head(EXAMPLES).to_list())}. Give the ids as they stand in the log."
+        )
     rows = _rows_of(events.item_ids, built)[frame["item"].to_numpy()]
     keys = frame["session"].to_numpy() if "session" in frame.columns else None
     session_offsets = sessionize(offsets, times, config.session_gap, config.max_session_events, keys)
@@ -121,7 +128,7 @@ def prepare(
         say(f"impressions: {views.height:,} picks of views; {with_any:,} of {frame.height:,} events have some")
     del frame, rows
     cache = write_cache(out, manifest, built, _shards(users, whole, config.events_per_shard), _placed(built, listed))
-    _say_written(say, cache, whole)
+    say_written(say, cache, whole)
     return cache
 
 
@@ -147,10 +154,10 @@ def _with_policy(config: PrepareConfig, vectors: bool) -> PrepareConfig:
     """The config with a policy for items of the log that are not listed. Where items have vectors, all need one."""
     if vectors and config.unknown_items == "train":
         raise InputError(
-            "unknown_items is 'train', but the catalog gives vectors, and an item outside it has none. Choose drop or "
-            "error, or leave the vectors out."
+            "unknown_items is 'train', but the catalog gives vectors, and an item outside it has none. Choose outside, "
+            "drop or error, or leave the vectors out."
         )
-    return config.model_copy(update={"unknown_items": config.unknown_items or ("drop" if vectors else "train")})
+    return config.model_copy(update={"unknown_items": config.unknown_items or ("outside" if vectors else "train")})
 
 
 def _placed(built: Catalog, listed: ItemList | None) -> Callable[[Path], None] | None:
@@ -231,11 +238,18 @@ def _split(
 
 
 def _catalog(
-    item_ids: pl.Series, codes: npt.NDArray[np.uint32], parts: npt.NDArray[np.uint8], items: pl.DataFrame | None
+    item_ids: pl.Series,
+    codes: npt.NDArray[np.uint32],
+    parts: npt.NDArray[np.uint8],
+    items: pl.DataFrame | None,
+    named_only: bool,
 ) -> Catalog:
-    """Items of the train part, most frequent first, ties by id; then those of `items`; then, outside, the others."""
+    """Items of the train part, most frequent first, ties by id; then those of `items`; then, outside, the others. With
+    `named_only`, items of the train part that are not among `items` are outside, too."""
     counts = np.bincount(codes[parts == 0], minlength=len(item_ids))
     trained = pl.DataFrame({"item_id": item_ids, "train_events": counts}).filter(pl.col("train_events") > 0)
+    if named_only and items is not None:
+        trained = trained.join(items.select("item_id"), on="item_id", how="semi")
     ordered = trained.sort("train_events", "item_id", descending=[True, False])
     named = pl.DataFrame({"item_id": item_ids[:0]}) if items is None else items.select("item_id").sort("item_id")
     seen = item_ids.filter(pl.Series(np.bincount(codes, minlength=len(item_ids)) > 0)).to_frame("item_id")
@@ -267,44 +281,3 @@ def _sources(events: Events, config: PrepareConfig, preset: str | None) -> dict[
         "preset": preset,
         "options": config.model_dump(mode="json"),
     }
-
-
-def _say_read(say: Callable[[str], None], events: Events) -> None:
-    say(f"read {events.quarantine.read:,} rows of {len(events.files)} file(s)")
-    say("columns: " + ", ".join(f"{role} = {name}" for role, name in events.columns.named().items()))
-    say(f"times: {events.time_stated}")
-    for reason, count in events.quarantine.counts.items():
-        say(f"  set aside {count:,} rows: {reason}, such as {events.quarantine.examples[reason][0]}")
-    if events.duplicates:
-        say(f"  dropped {events.duplicates:,} rows that repeat a user, item, time and type")
-
-
-def _say_split(say: Callable[[str], None], parts: npt.NDArray[np.uint8], split: dict[str, Any]) -> None:
-    for index, part in enumerate(PARTS):
-        if not (parts == index).any() and split.get("fractions", (1, 1, 1))[index] > 0:
-            say(f"warning: the {part} part is empty")
-    if split["overlap"]:
-        say(
-            f"warning: {split['overlap']:,} train events are later than the first test event (train ends "
-            f"{split['train_ends']}, test begins {split['test_begins']}); split by time "
-            "for a test that lies wholly after training"
-        )
-
-
-def _say_written(say: Callable[[str], None], cache: Cache, whole: Sessions) -> None:
-    manifest = cache.manifest
-    single = int((np.diff(whole.session_offsets) == 1).sum())
-    say(
-        f"wrote {manifest.events:,} events in {manifest.sessions:,} sessions ({single:,} of one event) of "
-        f"{manifest.users:,} users, {cache.bytes:,} bytes in {len(cache)} shard(s)"
-    )
-    unseen = int((cache.catalog.train_events[1:] == 0).sum())
-    say(
-        f"catalog: {manifest.items:,} items ({unseen:,} without a train event); {manifest.outside_items:,} other items "
-        "are only in valid or test"
-    )
-    for part, counts in manifest.parts.items():
-        say(
-            f"  {part}: {counts['events']:,} events of {counts['users']:,} users, {counts['outside_events']:,} on "
-            "items outside the catalog"
-        )

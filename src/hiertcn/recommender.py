@@ -96,6 +96,7 @@ class Recommender:
         """Take in that `user` picked `item` at `time`. An item outside the catalog counts for the session's time only.
 
         shown: the items that it was picked from, read by a model that reads impressions: the first 20 that are known
+               (a cache keeps 20 of more by chance)
 
         Raises InputError for an id or a time that can't be one, and for a time before the user's last event.
         """
@@ -234,8 +235,11 @@ class Recommender:
 
     def _skipped(self, row: int, shown: Sequence[Id]) -> npt.NDArray[np.int32]:
         """The first rows of what was shown beside the item of `row`; none for a model that does not read them."""
-        rows = dict.fromkeys(self._row(item) for item in shown) if self._model.reads_impressions else {}
-        return np.array([other for other in rows if other not in (0, row)][:MOST_SHOWN], dtype=np.int32)
+        if not isinstance(shown, list | tuple):
+            raise InputError(f"What was shown is {_told(shown)}; expected a list of item ids. Give it as one.")
+        rows = dict.fromkeys(self._row(item) for item in shown)
+        known = [other for other in rows if other not in (0, row)] if self._model.reads_impressions else []
+        return np.array(known[:MOST_SHOWN], dtype=np.int32)
 
     def _row(self, item: Id) -> int:
         _key(item, "item")

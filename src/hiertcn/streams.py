@@ -37,6 +37,7 @@ def train_sessions(cache: Cache) -> tuple[npt.NDArray[np.int32], Ints, npt.NDArr
         sessions = cache.shard(index).sessions
         session = np.repeat(np.arange(len(sessions.session_offsets) - 1), np.diff(sessions.session_offsets))
         kept = (sessions.parts == PARTS.index("train")) & (sessions.items > 0)
+        kept &= sessions.items <= cache.manifest.items
         held = np.bincount(session[kept], minlength=len(sessions.session_offsets) - 1)
         last = np.flatnonzero(kept)[np.cumsum(held)[held > 0] - 1]
         items.append(sessions.items[kept])
@@ -85,6 +86,8 @@ class Stream:
         asked = sessions.parts == PARTS.index(part)
         if part == "train":
             kept = asked
+            # What is outside the catalog can't be learned.
+            asked = asked & (rows[sessions.items] > 0)
         else:
             ends = np.concatenate([np.flatnonzero(asked), [-1]])
             last = ends[np.searchsorted(ends[:-1], sessions.event_offsets[1:], side="left") - 1]

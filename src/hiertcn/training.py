@@ -109,7 +109,8 @@ def train(
     if remembers(model):
         return memorised(cache, model, config.model_dump(mode="json"), out, resume)
     for part in ("train", "valid"):
-        if not cache.manifest.parts.get(part, {}).get("events"):
+        held = cache.manifest.parts.get(part, {"events": 0, "outside_events": 0})
+        if not held["events"] - held["outside_events"] * (part == "train"):
             raise InputError(
                 f"The {part} part of {cache.path} holds no event. "
                 "Prepare the log with another --split or other fractions."

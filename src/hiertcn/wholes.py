@@ -1,4 +1,4 @@
-"""A stream as one batch, every user whole: for who asks of few people at a time and carries no state."""
+"""A stream as one batch, every user whole: for who asks of few people at a time. No state is carried in the batch."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def _no_times() -> npt.NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class UserState:
-    """Facts, not activations: about 1 KB beside the long-term state.
+    """Facts, not activations: about 1 KB beside the long-term state, and 80 bytes an event of what was shown.
 
     long_term:    [S], the model's state after the user's finished sessions
     items, times: int32 [R], item rows (0 is an item outside the catalog), and int64 [R], microseconds: the events that

@@ -69,7 +69,8 @@ def prepare(
     ] = None,
     keep_duplicates: Annotated[bool | None, typer.Option("--keep-duplicates", rich_help_panel="Filters")] = None,
     unknown_items: Annotated[
-        str | None, within("Filters", "Items not in --catalog: train, drop or error.", "train; drop with vectors")
+        str | None,
+        within("Filters", "Items not in --catalog: train, outside, drop or error.", "train; outside with vectors"),
     ] = None,
     split: Annotated[str | None, within("Split", "time, users, last or column:NAME.", "last")] = None,
     fractions: Annotated[str | None, within("Split", "Train, valid, test.", "0.8,0.1,0.1")] = None,
