@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from hiertcn.losses import RANKING, Lookup, RankingLoss, cross_entropy, l2, ranking_loss, sampled_softmax
+from hiertcn.losses import RANKING, Lookup, RankingLoss, Score, cross_entropy, l2, ranking_loss, sampled_softmax
+from hiertcn.models.items import fixed_scores
 from hiertcn.negatives import Negatives, NegativeSampler, OwnNegatives
 
 ITEMS, WIDTH, TARGETS = 7, 3, 5
@@ -27,6 +28,14 @@ def drawn(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         for shape in [(TARGETS, WIDTH), (ITEMS + 1, WIDTH), (ITEMS + 1,)]
     )
     return queries, torch.randint(1, ITEMS + 1, (TARGETS,), generator=rng), vectors, bias
+
+
+def scored(vectors: Tensor, bias: Tensor | None) -> Score:
+    def score(queries: Tensor, rows: Tensor) -> Tensor:
+        scores = (vectors[rows] * queries.unsqueeze(1)).sum(2)
+        return scores if bias is None else scores + bias[rows]
+
+    return score
 
 
 def among(vectors: Tensor, bias: Tensor | None, sparse: bool = False) -> Lookup:
@@ -263,7 +272,7 @@ def own_rows(seed: int, width: int = 4) -> Tensor:
 def test_ranking_losses_are_their_formulas(name: RankingLoss, seed: int, biased: bool) -> None:
     queries, targets, vectors, bias = drawn(seed)
     table, negatives = (vectors, bias if biased else None), own_rows(seed)
-    found = ranking_loss(name, queries, targets, negatives, among(*table), 0.3, 2.0)
+    found = ranking_loss(name, queries, targets, negatives, scored(*table), 0.3, 2.0)
     expected = ranking_by_hand(name, queries, targets, negatives, *table, 0.3, 2.0)
     assert found.item() == pytest.approx(expected, abs=1e-9)
 
@@ -274,9 +283,26 @@ def test_gradients_of_ranking_losses(name: RankingLoss) -> None:
     negatives = own_rows(8)
 
     def loss(q: Tensor, v: Tensor, b: Tensor) -> Tensor:
-        return ranking_loss(name, q, targets, negatives, among(v, b), 0.3, 2.0)
+        return ranking_loss(name, q, targets, negatives, scored(v, b), 0.3, 2.0)
 
     assert torch.autograd.gradcheck(loss, (queries, vectors, bias))
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 150])
+def test_fixed_vectors_are_compared_block_by_block_as_at_once(count: int) -> None:
+    random = np.random.default_rng(count)
+    queries = torch.from_numpy(random.normal(size=(count, 5))).requires_grad_()
+    vectors, rows = torch.from_numpy(random.normal(size=(9, 5))), torch.from_numpy(random.integers(0, 9, (count, 3)))
+    expected = scored(vectors, None)(queries, rows)
+    torch.testing.assert_close(fixed_scores(queries, vectors, rows), expected)
+    if 0 < count < 100:
+        assert torch.autograd.gradcheck(lambda q: fixed_scores(q, vectors, rows), (queries,))
+    weights = torch.from_numpy(random.normal(size=(count, 3)))
+    ours, theirs = (
+        torch.autograd.grad((scores * weights).sum(), queries)[0]
+        for scores in (fixed_scores(queries, vectors, rows), expected)
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_l2_is_the_squared_distance() -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from hiertcn.negatives import Negatives
 
 Lookup = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+Score = Callable[[Tensor, Tensor], Tensor]
 """int64 [R] rows → the vectors [R, Q] that queries are compared with, and what is added to the scores [R], or None."""
 RankingLoss = Literal["nce", "bpr", "bpr_sigmoid", "hinge", "hinge_sigmoid", "hinge_logsigmoid"]
 RANKING: tuple[RankingLoss, ...] = get_args(RankingLoss)
@@ -58,7 +59,7 @@ def l2(queries: Tensor, targets: Tensor, lookup: Lookup) -> Tensor:
 
 
 def ranking_loss(
-    name: RankingLoss, queries: Tensor, targets: Tensor, negatives: Tensor, lookup: Lookup, delta: float, weight: float
+    name: RankingLoss, queries: Tensor, targets: Tensor, negatives: Tensor, score: Score, delta: float, weight: float
 ) -> Tensor:
     """Each target against negatives of its own (You et al., 2019), p the query at length 1, s(v) = p · v (+ bias):
 
@@ -68,16 +69,14 @@ def ranking_loss(
     hinge            mean_j relu(s(n_j) − s(y) + delta)
     hinge_sigmoid    the same of σ(s)            hinge_logsigmoid: the same of log σ(s), Pinterest's choice
 
-    queries: [T, Q], targets: int64 [T] rows ≥ 1, negatives: int64 [T, K] rows, 0 where there is none → scalar.
+    queries: [T, Q], targets: int64 [T] rows ≥ 1, negatives: int64 [T, K] rows, 0 where there is none; score: of [T, Q]
+    and rows [T, C] ([T, C], see Model.score_rows) → scalar.
     Negatives equal to the target are left out; a target that has none left counts with what needs none.
     """
     kept = (negatives > 0) & (negatives != targets.unsqueeze(1))
-    vectors, bias = lookup(torch.cat([targets.unsqueeze(1), negatives], dim=1).flatten())
     with torch.autocast(queries.device.type, enabled=False):
-        p = F.normalize(queries.to(vectors.dtype), dim=1)
-        scores = torch.bmm(vectors.view(len(targets), -1, p.shape[1]), p.unsqueeze(2)).squeeze(2)
-        if bias is not None:
-            scores = scores + bias.view_as(scores)
+        p = F.normalize(queries.float() if queries.dtype == torch.bfloat16 else queries, dim=1)
+        scores = score(p, torch.cat([targets.unsqueeze(1), negatives], dim=1))
     own, others = scores[:, :1], scores[:, 1:]
     if name == "nce":
         each = -weight * F.logsigmoid(-others)

@@ -108,4 +108,4 @@ class Objective:
         if config.loss == "l2":
             return l2(queries, targets, lookup)
         negatives = self._own.draw(targets, batch.shown, rng)
-        return ranking_loss(config.loss, queries, targets, negatives, lookup, config.delta, config.nce_weight)
+        return ranking_loss(config.loss, queries, targets, negatives, model.score_rows, config.delta, config.nce_weight)

@@ -5,14 +5,16 @@ Legend: R rows, n items, D what a model reads, Q size of a query, G size of the 
 
 from __future__ import annotations
 
-__all__ = ["GivenItems", "How", "Items", "LearnedItems"]
+__all__ = ["GivenItems", "How", "Items", "LearnedItems", "fixed_scores"]
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_TOGETHER = 64
 How = Literal["learned", "fixed", "tuned", "both"]
 
 
@@ -71,6 +73,10 @@ class GivenItems(nn.Module):
         if self.learned is not None:
             self.learned.sparse = value
 
+    def fixed(self, dtype: torch.dtype) -> bool:
+        """Whether queries of `dtype` are compared with the given vectors, as they are."""
+        return self.how == "fixed" and self.given.dtype == dtype
+
     def _vectors(self, rows: Tensor) -> Tensor:
         if self.how == "tuned" and self.learned is not None:
             out: Tensor = self.learned(rows)
@@ -97,3 +103,45 @@ class GivenItems(nn.Module):
 
 
 Items = LearnedItems | GivenItems
+
+
+class _FixedScores(torch.autograd.Function):
+    """q · v of each query with rows of its own, some queries at a time, so that what is gathered stays near the cores.
+
+    The vectors are gathered once more for the gradient: that costs less than to keep them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors, rows)
+        scores = queries.new_empty(rows.shape)
+        for place, gathered in _gathered(vectors, rows):
+            torch.bmm(gathered, queries[place].unsqueeze(2), out=scores[place].unsqueeze(2))
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        vectors, rows = ctx.saved_tensors
+        (grad,) = grads
+        of_queries = grad.new_empty(len(rows), vectors.shape[1])
+        for place, gathered in _gathered(vectors, rows):
+            torch.bmm(grad[place].unsqueeze(1), gathered, out=of_queries[place].unsqueeze(1))
+        return of_queries, None, None
+
+
+def _gathered(vectors: Tensor, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the T queries, and the vectors [t, C, Q] of their rows, in a buffer that is used again."""
+    together = len(rows) if vectors.is_cuda else _TOGETHER
+    buffer = vectors.new_empty(min(together, len(rows)) * rows.shape[1], vectors.shape[1])
+    for begin in range(0, len(rows), max(together, 1)):
+        part = rows[begin : begin + together]
+        gathered = buffer[: part.numel()]
+        torch.index_select(vectors, 0, part.reshape(-1), out=gathered)
+        yield slice(begin, begin + together), gathered.view(*part.shape, -1)
+
+
+def fixed_scores(queries: Tensor, vectors: Tensor, rows: Tensor) -> Tensor:
+    """[T, C]: inner products of queries [T, Q] with vectors [n, Q] of rows int64 [T, C], each query with its own. No
+    gradient reaches the vectors."""
+    scores: Tensor = _FixedScores.apply(queries, vectors, rows)  # type: ignore[no-untyped-call]
+    return scores

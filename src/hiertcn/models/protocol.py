@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiertcn.config import Config, Count
-from hiertcn.models.items import GivenItems, How, Items, LearnedItems
+from hiertcn.models.items import GivenItems, How, Items, LearnedItems, fixed_scores
 from hiertcn.ragged import SessionBatch
 
 BLOCK = 1 << 16
@@ -131,6 +131,8 @@ class VectorModel(Model):
         return torch.addmm(bias[1:], queries, self.vectors[1:].T)
 
     def score_rows(self, queries: Tensor, rows: Tensor) -> Tensor:
+        if isinstance(self.items, GivenItems) and self._ranking == "inner" and self.items.fixed(queries.dtype):
+            return fixed_scores(queries, self.items.given, rows)
         vectors, offsets = self.lookup(rows.flatten())
         scores = torch.bmm(vectors.view(*rows.shape, -1), queries.unsqueeze(2)).squeeze(2)
         return scores if offsets is None else scores + offsets.view_as(scores)
