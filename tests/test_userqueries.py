@@ -8,8 +8,11 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from hiertcn import userqueries
+from hiertcn.cli import app
 from hiertcn.errors import InputError
 from hiertcn.models import HierTCNConfig
 from hiertcn.preparation import prepare
@@ -70,3 +73,29 @@ def test_a_model_whose_scores_are_no_inner_products_is_refused(tmp_path: Path) -
     with pytest.raises(InputError, match="not inner products"):
         write_user_queries(run, cache, tmp_path / "users.parquet")
     assert not (tmp_path / "users.parquet").exists()
+
+
+def test_an_items_score_is_the_product_of_what_was_written(tmp_path: Path) -> None:
+    cache = random_cache(tmp_path / "cache")
+    run = run_of(tmp_path / "run", FULL, cache.catalog)
+    done = CliRunner().invoke(
+        app,
+        [
+            "embed-users",
+            str(run.path),
+            str(cache.path),
+            "--out",
+            str(tmp_path / "u.parquet"),
+            "--items",
+            str(tmp_path / "i.parquet"),
+        ],
+    )
+    assert done.exit_code == 0
+    users, items = pl.read_parquet(tmp_path / "u.parquet"), pl.read_parquet(tmp_path / "i.parquet")
+    assert items["item_id"].to_list() == cache.catalog.ids.to_list()
+    vectors = np.array(items["vector"].to_list(), dtype=np.float32)
+    np.testing.assert_allclose(vectors, run.model.vectors.detach()[1:].numpy(), atol=1e-3)
+    scores = np.array(users["query"].to_list(), dtype=np.float32) @ vectors.T
+    with torch.inference_mode():
+        expected = run.model.score(torch.tensor(users["query"].to_list(), dtype=torch.float32))
+    np.testing.assert_allclose(scores, expected, atol=0.02)

@@ -76,7 +76,7 @@ def _checked(run: Run, listed: ItemList, right: npt.NDArray[np.bool_], name: str
         raise InputError(
             f"{len(there):,} item(s) of {name} are in the catalog already, such as "
             f"{shown(there.head(EXAMPLES).to_list())}. Leave them out, or choose "
-            "--skip-known to keep the vectors they have."
+            "--skip-known (in Python skip_known=True) to keep the vectors they have."
         )
     return listed.vectors
 

@@ -281,7 +281,7 @@ def _loss(
     model: PinSage, nodes: _Nodes, first: Ints, later: Ints, shared: Ints, hard: int, random: np.random.Generator
 ) -> Tensor:
     """Mean of relu(q·n − q·p + margin): queries `first` [P], positives `later` [P], negatives `shared` [K] of all pairs
-    and `hard` of each (Ying et al., 2018, equation 1 and 3.3)."""
+    and `hard` of each; those equal to query or positive count as 0 (Ying et al., 2018, equation 1 and 3.3)."""
     own = nodes.further[first[:, None], random.integers(0, max(nodes.further.shape[1], 1), (len(first), hard))]
     rows, places = np.unique(np.concatenate([first, later, shared, own.ravel()]), return_inverse=True)
     vectors = model(rows[rows > 0], nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["current_queries", "write_user_queries"]
+__all__ = ["current_queries", "write_item_vectors", "write_user_queries"]
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -34,12 +34,7 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
     InputError for a model whose queries are no vectors, StorageError when the disk refuses.
     """
     run, cache = run if isinstance(run, Run) else Run(run), cache if isinstance(cache, Cache) else Cache(cache)
-    model = run.model
-    if not isinstance(model, VectorModel) or model.bias is not None:
-        raise InputError(
-            f"{run.path} is a {run.name} whose scores are not inner products of a query with item vectors. Train one "
-            "with an embedding head and inner ranking."
-        )
+    model = _comparing(run)
     own = run.catalog.fingerprint == cache.catalog.fingerprint
     rows = known_rows(cache.catalog, None if own else run.catalog)
     size, users = model.items.query_size, 0
@@ -56,6 +51,37 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
                 writer.write_table(pa.table([shard.user_ids.to_arrow(), queries], schema=schema))
                 users += len(found)
     return users
+
+
+def _comparing(run: Run) -> VectorModel:
+    model = run.model
+    if not isinstance(model, VectorModel) or model.bias is not None:
+        raise InputError(
+            f"{run.path} is a {run.name} whose scores are not inner products of a query with item vectors. Train one "
+            "with an embedding head and inner ranking."
+        )
+    return model
+
+
+def write_item_vectors(run: Run | str | Path, out: str | Path) -> int:
+    """Write a Parquet file with item_id and vector (float16) of every item of a model's catalog: what queries are
+    compared with; how many items that are.
+
+    Raises InputError for a model that `write_user_queries` refuses, StorageError when the disk refuses.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    model = _comparing(run)
+    size = model.items.query_size
+    with written_aside(Path(out)) as aside:
+        ids = run.catalog.ids.to_arrow()
+        schema = pa.schema([("item_id", ids.type), ("vector", pa.list_(pa.float16(), size))])
+        with pq.ParquetWriter(aside, schema) as writer, torch.inference_mode():
+            for begin in range(0, run.catalog.size, EVENTS_TOGETHER):
+                rows = torch.arange(begin + 1, min(begin + EVENTS_TOGETHER, run.catalog.size) + 1)
+                found = model.lookup(rows)[0].half().numpy()
+                vectors = pa.FixedSizeListArray.from_arrays(pa.array(found.ravel()), size)
+                writer.write_table(pa.table([ids[begin : begin + len(rows)], vectors], schema=schema))
+    return run.catalog.size
 
 
 @torch.inference_mode()

@@ -101,7 +101,10 @@ class HierTCN(VectorModel):
         """[N, D]: the mean vector of what was shown beside each position's item; zero where that is not known."""
         vectors = self.items(batch.skipped)
         sums = vectors.new_zeros(len(batch.items), vectors.shape[1]).index_add(0, batch.skipped_at, vectors)
-        mean: Tensor = sums / torch.bincount(batch.skipped_at, minlength=len(batch.items)).clamp_min(1).unsqueeze(1)
+        # Not bincount: it waits for the device.
+        ones = torch.ones_like(batch.skipped_at, dtype=vectors.dtype)
+        count = vectors.new_zeros(len(batch.items)).index_add(0, batch.skipped_at, ones)
+        mean: Tensor = sums / count.clamp_min(1).unsqueeze(1)
         return mean
 
     def _fold(self, batch: SessionBatch, initial: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -150,9 +150,12 @@ def embed_users(
     run: RunFolder,
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    items: Annotated[Path | None, typer.Option(help="Another, for the item vectors they are compared with.")] = None,
 ) -> None:
     """Write every user's current query, to search among the item vectors in an engine of your own."""
-    from hiertcn.userqueries import write_user_queries
+    from hiertcn.userqueries import write_item_vectors, write_user_queries
 
     users = write_user_queries(run, cache, out)
     say(f"{out}: queries of {users:,} users")
+    if items is not None:
+        say(f"{items}: vectors of {write_item_vectors(run, items):,} items")
