@@ -26,7 +26,7 @@ FLOORS = {
     3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item
           models.memory models.moving_average models.outline models.popularity models.protocol models.recurrence
-          models.rules models.sknn models.tcn""",
+          models.rules models.sknn models.tcn models.windowed""",
     2: """sessions catalog ragged packing ranges losses negatives synth metrics filters splits itemlist vectors
           impressions""",
     1: "events columns options quarantine sources tables lines times config errors files",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hiertcn.config import Config, Count
 from hiertcn.models.items import GivenItems
-from hiertcn.models.protocol import Model
+from hiertcn.models.windowed import Windowed
 from hiertcn.ragged import SessionBatch
 
 
@@ -23,23 +23,18 @@ class MaxItemConfig(Config):
     window: Count = 10
 
 
-class MaxItem(Model):
+class MaxItem(Windowed):
     """The state is the rows of the last items; so is a query, and its score the greatest inner product with them."""
 
     trainable = False
-    state_dtype = torch.int64
 
     def __init__(self, items: int, config: MaxItemConfig, given: Tensor) -> None:
         super().__init__(items, config.window)
         self.config = config
         self.items = GivenItems(items, 0, "fixed", given, reads=False)
 
-    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
-        windows = batch.by_user.windows(batch, initial)
-        return windows[batch.by_user.begun], windows[batch.by_user.after]
-
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
-        return batch.by_session.windows(batch, long_term)[batch.by_session.before]
+        return self.last_items(batch, long_term)
 
     def score(self, queries: Tensor) -> Tensor:
         # A window that is not full yet begins with row 0, which matches nothing.

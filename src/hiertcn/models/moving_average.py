@@ -6,11 +6,11 @@ __all__ = ["MovingAverage", "MovingAverageConfig"]
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from hiertcn.config import Count
 from hiertcn.models.protocol import VectorConfig, VectorModel
+from hiertcn.models.windowed import Windowed
 from hiertcn.ragged import SessionBatch
 
 
@@ -22,22 +22,17 @@ class MovingAverageConfig(VectorConfig):
     window: Count = 10
 
 
-class MovingAverage(VectorModel):
+class MovingAverage(Windowed, VectorModel):
     """The state is the rows of the last items, whatever sessions they were in."""
 
-    state_dtype = torch.int64
     reads = False
 
     def __init__(self, items: int, config: MovingAverageConfig, given: Tensor | None = None) -> None:
         super().__init__(items, config.window, config, given)
         self.config = config
 
-    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
-        windows = batch.by_user.windows(batch, initial)
-        return windows[batch.by_user.begun], windows[batch.by_user.after]
-
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
-        rows = batch.by_session.windows(batch, long_term)[batch.by_session.before]
+        rows = self.last_items(batch, long_term)
         count = (rows > 0).sum(1, keepdim=True).clamp_min(1)
         vectors = self.items.compared(rows.flatten()).view(*rows.shape, -1)
         return self.finished(vectors.sum(1) / count)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hiertcn.config import Config, Count
 from hiertcn.models.protocol import Model
+from hiertcn.models.windowed import Windowed
 from hiertcn.ragged import SessionBatch
 
 
@@ -60,21 +61,15 @@ class LastItemsConfig(Config):
     window: Count = 50
 
 
-class LastItems(Counting):
+class LastItems(Windowed, Counting):
     """The person's own last items, the latest first, then popularity."""
-
-    state_dtype = torch.int64
 
     def __init__(self, items: int, config: LastItemsConfig) -> None:
         super().__init__(items, config.window)
         self.config = config
 
-    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
-        windows = batch.by_user.windows(batch, initial)
-        return windows[batch.by_user.begun], windows[batch.by_user.after]
-
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
-        return batch.by_session.windows(batch, long_term)[batch.by_session.before]
+        return self.last_items(batch, long_term)
 
     def score(self, queries: Tensor) -> Tensor:
         popularity = self.train_events / (self.train_events.max() + 1)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hiertcn.config import Config, Count, Positive
 from hiertcn.models.memory import MemoryModel
+from hiertcn.models.windowed import Windowed
 from hiertcn.ragged import SessionBatch
 from hiertcn.ranges import ranges
 
@@ -48,21 +49,15 @@ class SequentialRulesConfig(Config):
     steps: Count = 10
 
 
-class _Rules(MemoryModel):
+class _Rules(Windowed, MemoryModel):
     """The state is the rows of the last items, whatever session they were in; a query too."""
-
-    state_dtype = torch.int64
 
     def __init__(self, items: int, config: Any) -> None:
         super().__init__(items, config.window)
         self.config = config
 
-    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
-        windows = batch.by_user.windows(batch, initial)
-        return windows[batch.by_user.begun], windows[batch.by_user.after]
-
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
-        return batch.by_session.windows(batch, long_term)[batch.by_session.before]
+        return self.last_items(batch, long_term)
 
     def score(self, queries: Tensor) -> Tensor:
         rows = queries.cpu().numpy()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hiertcn.config import Config, Count, Positive
 from hiertcn.models.memory import MemoryModel
+from hiertcn.models.windowed import Windowed
 from hiertcn.ragged import SessionBatch
 from hiertcn.ranges import ranges
 
@@ -58,18 +59,12 @@ class SKNNConfig(Config):
     idf: Annotated[float, Field(ge=0, le=10)] = 0.0
 
 
-class SKNN(MemoryModel):
+class SKNN(Windowed, MemoryModel):
     """A query is what is known of time, and item rows: W of the running session, then W of before it."""
-
-    state_dtype = torch.int64
 
     def __init__(self, items: int, config: SKNNConfig) -> None:
         super().__init__(items, config.window)
         self.config = config
-
-    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
-        windows = batch.by_user.windows(batch, initial)
-        return windows[batch.by_user.begun], windows[batch.by_user.after]
 
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
         sequences = batch.by_session
