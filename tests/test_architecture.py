@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -161,3 +162,11 @@ def test_the_library_face_is_imported_when_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = hiertcn.nothing  # type: ignore[attr-defined]
+
+
+def test_training_needs_nothing_of_the_extra_for_embedding() -> None:
+    blocked = "import sys\nfor name in ('sklearn', 'torch_geometric'): sys.modules[name] = None\n"
+    rooms = ", ".join(f"hiertcn.{name}" for name in ("cli", "training", "evaluation", "recommender", "demo"))
+    subprocess.run([sys.executable, "-c", f"{blocked}import {rooms}"], check=True)
+    extras = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(one.startswith("scipy") for one in extras["train"])

@@ -26,8 +26,8 @@ app = typer.Typer(
 )
 # Which extra brings a package that a verb may miss.
 _EXTRAS = {
-    **dict.fromkeys(("torch", "tensorboard", "matplotlib", "jinja2"), "train"),
-    **dict.fromkeys(("scipy", "sklearn", "torch_geometric"), "embed"),
+    **dict.fromkeys(("torch", "scipy", "tensorboard", "matplotlib", "jinja2"), "train"),
+    **dict.fromkeys(("sklearn", "torch_geometric"), "embed"),
 }
 
 

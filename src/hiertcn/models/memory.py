@@ -25,15 +25,13 @@ class Memory:
 
     def __init__(self, items: Ints, offsets: Ints, ends: Floats, catalog: int) -> None:
         self.items, self.offsets, self.ends = items, offsets, ends
-        session = np.repeat(np.arange(len(ends)), np.diff(offsets))
-        place = np.arange(len(items)) - offsets[session]
-        # Of an item that a session holds twice the last place counts.
-        _, first = np.unique((session * (catalog + 1) + items)[::-1], return_index=True)
-        kept = np.sort(len(items) - 1 - first)
-        self.distinct = np.bincount(session[kept], minlength=len(ends))
-        order = kept[np.lexsort((-ends[session[kept]], items[kept]))]
-        self.sessions, self.places = session[order], place[order]
-        self.of_item = np.searchsorted(items[order], np.arange(catalog + 2))
+        owner = np.repeat(np.arange(len(ends)), np.diff(offsets))
+        session, item = np.divmod(np.unique(owner * (catalog + 1) + items), catalog + 1)
+        self.distinct = np.bincount(session, minlength=len(ends))
+        """int64 [S]: different items of each session."""
+        order = np.lexsort((-ends[session], item))
+        self.sessions = session[order]
+        self.of_item = np.searchsorted(item[order], np.arange(catalog + 2))
         """Sessions that hold item i, the latest first: sessions[of_item[i]:of_item[i + 1]]."""
 
 
