@@ -11,6 +11,7 @@ import polars as pl
 from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache, Manifest, write_cache
 from hiertcn.catalog import Catalog
+from hiertcn.crowd import Crowd
 from hiertcn.sessions import PARTS, SECOND, Sessions, sessionize
 from hiertcn.streams import known_rows
 
@@ -64,6 +65,7 @@ def batches_of(
     shuffle: bool = False,
     seed: int = 0,
     users: float = 1.0,
+    crowd: Crowd | None = None,
 ) -> SessionBatches:
     """Batches over the cache's own catalog, small enough that users and sessions are cut."""
     return SessionBatches(
@@ -76,4 +78,5 @@ def batches_of(
         shuffle=shuffle,
         seed=seed,
         users=users,
+        crowd=crowd,
     )

@@ -26,6 +26,7 @@ _SMALL: dict[str, dict[str, int]] = {
     "moving_average": {"dim": 8, "window": 3},
     "last_items": {"window": 4},
     "popularity": {},
+    "trending": {},
     "item_knn": {"window": 3},
     "sequential_rules": {"window": 3},
     "sknn": {"window": 3, "extend": 4},

@@ -22,6 +22,7 @@ from hiertcn.models.moving_average import MovingAverageConfig
 from hiertcn.models.popularity import LastItemsConfig, PopularityConfig
 from hiertcn.models.rules import ItemKNNConfig, SequentialRulesConfig
 from hiertcn.models.sknn import SKNNConfig
+from hiertcn.models.trending import TrendingConfig
 from people import filled
 from scoring import Person, in_batches, one_by_one, passed
 
@@ -60,6 +61,7 @@ MODELS: dict[str, ModelConfig] = {
     "moving_average-fixed": MovingAverageConfig(window=4, vectors="fixed"),
     "max_item": MaxItemConfig(window=4),
     "popularity": PopularityConfig(),
+    "trending": TrendingConfig(),
     "last_items": LastItemsConfig(window=4),
     "item_knn": ItemKNNConfig(window=4),
     "sequential_rules": SequentialRulesConfig(window=4, decay=0.5),
@@ -149,7 +151,7 @@ class TestModelContract:
             t = next(t for t in range(len(items)) if those[t] != items[t])
             close(scores[: t + 1], original[: t + 1])
             later |= not torch.allclose(scores[t + 1 :], original[t + 1 :])
-        assert later is (model.config.name != "popularity")
+        assert later is (model.config.name not in ("popularity", "trending"))
 
     def test_a_time_within_its_session_changes_no_score_before_it(self, model: Model, logged: Log) -> None:
         """Nor the one that predicts it: how long the last page was read is not known when the next one is asked for."""

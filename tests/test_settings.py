@@ -17,7 +17,7 @@ from hiertcn.cache import Cache
 from hiertcn.errors import InputError
 from hiertcn.models import CONFIGS, GRUConfig, HierTCNConfig, LastItemsConfig, MemoryModel, ModelConfig, build
 from hiertcn.settings import PRESETS, read_settings
-from hiertcn.streams import train_sessions
+from hiertcn.streams import crowd_of, known_rows, train_sessions
 from hiertcn.training import TrainConfig
 from runs import small_cache
 
@@ -177,6 +177,7 @@ BASE: dict[str, dict[str, Any]] = {
     "last_items": {"window": 4},
     "max_item": {"window": 4},
     "popularity": {},
+    "trending": {},
     "item_knn": {"window": 4},
     "sequential_rules": {"window": 4, "decay": 0.5},
     "sknn": {"window": 4},
@@ -195,6 +196,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "norm": True,
         "clock": True,
         "impressions": True,
+        "trends": (200.0,),
+        "follows": (200.0,),
         **COMMON,
     },
     "hrnn": {"units": 6, "dropout": 0.5, **COMMON},
@@ -203,6 +206,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "last_items": {"window": 2},
     "max_item": {"window": 2},
     "popularity": {},
+    "trending": {"horizon": 200.0},
     "item_knn": {"window": 2, "decay": 0.1, "shrink": 1.0},
     "sequential_rules": {"window": 2, "decay": 0.1, "steps": 1},
     "sknn": {
@@ -227,7 +231,8 @@ def outcome(config: ModelConfig, cache: Cache) -> tuple[list[tuple[int, ...]], n
     carried = model.zero_state(8)
     scores = []
     with torch.no_grad(), torch.random.fork_rng():
-        for batch, _ in zip(batches_of(cache, rows=8, sessions=4, chunk=20), range(2), strict=False):
+        known = crowd_of(cache, "train", known_rows(cache.catalog), model.horizons)
+        for batch, _ in zip(batches_of(cache, rows=8, sessions=4, chunk=20, crowd=known), range(2), strict=False):
             torch.manual_seed(0)
             queries, after = model(batch, batch.initial(carried))
             carried = batch.carry(carried, after)

@@ -4,6 +4,7 @@ RUN/manifest.json           configs, the cache and catalog it was trained on, me
 RUN/model-<digest>.safetensors   the best weights so far
 RUN/catalog.arrow           the catalog (see catalog.py); catalog-<digest>.arrow once items were added
 RUN/vectors-<digest>.npy    the vectors its items came with, if the model uses them
+RUN/crowd-<digest>.safetensors   what everybody picked last in the log, if the model reads that
 RUN/checkpoint.json, checkpoint-<digest>.safetensors   where training stands, for --resume
 RUN/tensorboard/            how it went; the manifest has each epoch's figures, too
 """
@@ -41,6 +42,7 @@ from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
 from hiertcn.config import Count, Positive
+from hiertcn.crowd import Crowd
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.files import ASIDE, digest_of, written_aside
 from hiertcn.manifest import (
@@ -80,6 +82,7 @@ class _Manifest(BaseModel, strict=True):
     catalog: ListedCatalog
     weights: Listed
     vectors: Listed | None
+    crowd: Listed | None = None
     withdrawn: list[Annotated[int, Field(ge=1)]]
     trained: str
     cache: _Origin
@@ -96,15 +99,17 @@ def write_run(
     catalog: Catalog,
     facts: dict[str, Any],
     vectors: Path | None = None,
+    crowd: Crowd | None = None,
 ) -> None:
-    """Make `model` the model of the directory, with `facts` (train config, cache, metrics) in its manifest, and the
-    table of its items' own vectors, if it uses them."""
+    """Make `model` the model of the directory, with `facts` (train config, cache, metrics) in its manifest; and the
+    table of its items' own vectors and the crowd, if it uses them."""
     weights = write_tensors(folder, "model", model.state_dict())
     manifest = {
         "model": {"name": config.name, **config.model_dump(mode="json")},
         "catalog": write_catalog(folder, "catalog.arrow", catalog),
         "weights": weights,
         "vectors": None if vectors is None else _linked(vectors, folder),
+        "crowd": None if crowd is None else _write_crowd(folder, crowd),
         "withdrawn": [],
         # What stored states of users depend on; it stays when items are added.
         "trained": hashlib.sha256(f"{weights['sha256']} {catalog.fingerprint}".encode()).hexdigest(),
@@ -112,6 +117,10 @@ def write_run(
     }
     write_manifest(folder / _NAME, manifest)
     _drop_unnamed(folder, manifest)
+
+
+def _write_crowd(folder: Path, crowd: Crowd) -> dict[str, Any]:
+    return write_tensors(folder, "crowd", {name: torch.from_numpy(array) for name, array in crowd.state().items()})
 
 
 def write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
@@ -195,8 +204,8 @@ def change_run(
 
 def _drop_unnamed(folder: Path, manifest: dict[str, Any]) -> None:
     """Remove the files that the manifest named before, and those that a killed process left before it named them."""
-    named = {manifest[part]["file"] for part in ("catalog", "vectors", "weights") if manifest[part]}
-    for pattern in ("catalog*.arrow", "vectors-*.npy", "model-*.safetensors"):
+    named = {manifest[part]["file"] for part in ("catalog", "vectors", "weights", "crowd") if manifest.get(part)}
+    for pattern in ("catalog*.arrow", "vectors-*.npy", "model-*.safetensors", "crowd-*.safetensors"):
         for path in folder.glob(pattern):
             if path.name not in named:
                 path.unlink()
@@ -235,6 +244,20 @@ class Run:
         """[items + 1, G]: the vectors that items came with, if the model uses them; memory-mapped."""
         stated = self.manifest["vectors"]
         return None if stated is None else open_vectors(checked(self.path, stated), self.catalog.size + 1)
+
+    def crowd(self) -> Crowd | None:
+        """What everybody picked last in the log, to go on from with what is picked now; None for a model that does not
+        read it."""
+        horizons, size = self.model.horizons, self.catalog.size
+        if not any(horizons):
+            return None
+        if (stated := self.manifest.get("crowd")) is None:
+            return Crowd(horizons, size)
+        arrays = {name: tensor.numpy() for name, tensor in read_tensors(self.path, stated).items()}
+        try:
+            return Crowd.restored(horizons, size, arrays)
+        except (KeyError, ValueError, TypeError) as error:
+            raise ArtifactError(f"{self.path}: what it says of the crowd is damaged ({error}).") from error
 
     @property
     def changed(self) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.cache import Cache
+from hiertcn.crowd import Crowd
 from hiertcn.impressions import MOST
 from hiertcn.ragged import SessionBatch, pack_sessions
 from hiertcn.ranges import ranges
@@ -40,6 +41,7 @@ class SessionBatches:
     item_rows:             for each row of the cache's catalog the model's row (streams.known_rows)
     shuffle:               users in a random order, anew each epoch; otherwise in the cache's order
     users:                 the share of users who are read, drawn under `seed`
+    crowd:                 for a model that reads it
     targets:               how many an epoch holds
     """
 
@@ -55,8 +57,9 @@ class SessionBatches:
         shuffle: bool,
         seed: int = 0,
         users: float = 1.0,
+        crowd: Crowd | None = None,
     ) -> None:
-        self._cache, self._part, self._item_rows = cache, part, item_rows
+        self._cache, self._part, self._item_rows, self._crowd = cache, part, item_rows, crowd
         self._impressions = cache.has_impressions
         self.rows, self._sessions, self._chunk = rows, sessions, chunk
         self._shuffle, self._seed = shuffle, seed
@@ -142,7 +145,7 @@ class SessionBatches:
             for name in ("positions", "skipped_at"):
                 columns[name] += np.repeat(sizes[:-1], [len(p[name]) for p in pieces])
         row, closing = columns.pop("row"), np.flatnonzero(columns.pop("closing"))
-        return pack_sessions(**columns, rows=row[closing], closing=closing)
+        return pack_sessions(**columns, rows=row[closing], closing=closing, crowd=self._crowd)
 
     def _piece(self, shard: int, part: dict[str, Ints]) -> dict[str, Any]:
         """The arrays of `pack_sessions` for segments of one shard; a segment is chunks [begin, end) of one user."""

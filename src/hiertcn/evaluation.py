@@ -16,6 +16,7 @@ import polars as pl
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
+from hiertcn.crowd import Crowd
 from hiertcn.errors import InputError, nearest
 from hiertcn.events import as_logged
 from hiertcn.files import written_aside
@@ -24,7 +25,7 @@ from hiertcn.models import CONFIGS, Model, ModelConfig, VectorConfig, build, tra
 from hiertcn.quarantine import shown
 from hiertcn.ranking import Candidates, Ranks, rank, ranking_batches
 from hiertcn.sessions import PARTS
-from hiertcn.streams import known_rows
+from hiertcn.streams import crowd_of, known_rows
 from hiertcn.targets import SEGMENTS, Targets
 from hiertcn.vectors import Vectors
 
@@ -159,16 +160,21 @@ def evaluate_model(
     users: float = 1.0,
     seed: int = 0,
     name: str = "",
+    crowd: Crowd | None = None,
 ) -> Evaluation:
     """Rank the events of `part` ("valid" or "test") with a model over `catalog`, the state rolled through all before.
 
-    `users` is the share of users to read. Raises InputError if the part holds no event on an item of the catalog.
+    users:  the share of users to read
+    crowd: what `crowd_of` gives, for a model that reads it; None: it is computed
+
+    Raises InputError if the part holds no event on an item of the catalog.
     """
     if part not in PARTS[1:]:
         raise InputError(f"{part!r} is not a part to evaluate; expected one of {', '.join(PARTS[1:])}.")
     own = catalog.fingerprint == cache.catalog.fingerprint
     rows = known_rows(cache.catalog, None if own else catalog)
-    batches = ranking_batches(cache, part, rows, users)
+    crowd = crowd or crowd_of(cache, part, rows, model.horizons)
+    batches = ranking_batches(cache, part, rows, users, crowd)
     if not batches.targets:
         raise InputError(
             f"The {part} part of {cache.path} holds no event, so there is nothing to evaluate. "

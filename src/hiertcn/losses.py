@@ -23,23 +23,35 @@ RankingLoss = Literal["nce", "bpr", "bpr_sigmoid", "hinge", "hinge_sigmoid", "hi
 RANKING: tuple[RankingLoss, ...] = get_args(RankingLoss)
 
 
-def cross_entropy(queries: Tensor, targets: Tensor, vectors: Tensor, bias: Tensor | None) -> Tensor:
+def cross_entropy(
+    queries: Tensor, targets: Tensor, vectors: Tensor, bias: Tensor | None, boosts: Tensor | None = None
+) -> Tensor:
     """Full softmax over the catalog: −log softmax(q · V)[target] (the loss of You et al. on XING).
 
-    queries: [T, Q], targets: int64 [T] rows ≥ 1, vectors: [n + 1, Q], bias: [n + 1] or None → scalar
+    queries: [T, Q], targets: int64 [T] rows ≥ 1, vectors: [n + 1, Q], bias: [n + 1] or None,
+    boosts: [T, n], added to the scores, or None → scalar
     """
     others = vectors[1:]
     offsets = others.new_zeros(len(others)) if bias is None else bias[1:]
     own, offset = F.embedding(targets, vectors), offsets[targets - 1]
+    if boosts is not None:
+        offset = offset + boosts.gather(1, targets.unsqueeze(1) - 1).squeeze(1)
     # Every item once, the target too: shared negatives of which one is the target.
-    return _softmax(queries, own, others, offset, offsets, torch.ones_like(targets))
+    return _softmax(queries, own, others, offset, offsets, torch.ones_like(targets), boosts)
 
 
-def sampled_softmax(queries: Tensor, targets: Tensor, lookup: Lookup, negatives: Negatives) -> Tensor:
+def sampled_softmax(
+    queries: Tensor,
+    targets: Tensor,
+    lookup: Lookup,
+    negatives: Negatives,
+    boosts: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Softmax over the target and shared negatives, each score less the log of how often its row is expected to be
     drawn (logQ; Bengio & Senécal, 2008; Yi et al., 2019). A negative equal to the target is masked out.
 
-    queries: [T, Q], targets: int64 [T] rows ≥ 1, negatives: K rows → scalar
+    queries: [T, Q], targets: int64 [T] rows ≥ 1, negatives: K rows, boosts: of the targets [T] and of the
+    negatives [T, K], added to the scores, or None → scalar
     """
     asked = torch.cat([targets, negatives.rows])
     chosen, bias = lookup(asked)
@@ -48,9 +60,11 @@ def sampled_softmax(queries: Tensor, targets: Tensor, lookup: Lookup, negatives:
     if bias is not None:
         both = both + bias
     offset, offsets = both[: len(targets)], both[len(targets) :]
+    if boosts is not None:
+        offset = offset + boosts[0]
     rows = negatives.rows.sort().values
     repeats = torch.searchsorted(rows, targets, right=True) - torch.searchsorted(rows, targets)
-    return _softmax(queries, own, others, offset, offsets, repeats)
+    return _softmax(queries, own, others, offset, offsets, repeats, None if boosts is None else boosts[1])
 
 
 def l2(queries: Tensor, targets: Tensor, lookup: Lookup) -> Tensor:
@@ -93,11 +107,25 @@ def ranking_loss(
     return loss.mean()
 
 
-def _softmax(queries: Tensor, own: Tensor, others: Tensor, offset: Tensor, offsets: Tensor, repeats: Tensor) -> Tensor:
+def _softmax(
+    queries: Tensor,
+    own: Tensor,
+    others: Tensor,
+    offset: Tensor,
+    offsets: Tensor,
+    repeats: Tensor,
+    boosts: Tensor | None,
+) -> Tensor:
     with torch.autocast(queries.device.type, enabled=False):
         dtype = others.dtype
         loss: Tensor = _SharedSoftmax.apply(  # type: ignore[no-untyped-call]
-            queries.to(dtype), own, others, offset.to(dtype), offsets.to(dtype), repeats
+            queries.to(dtype),
+            own,
+            others,
+            offset.to(dtype),
+            offsets.to(dtype),
+            repeats,
+            None if boosts is None else boosts.to(dtype),
         )
     return loss
 
@@ -108,16 +136,26 @@ class _SharedSoftmax(torch.autograd.Function):
     A negative that is the target has the target's own score, so what it adds is known and taken off again: no mask
     [T, K] is needed.
 
-    queries, own: [T, Q], others: [K, Q], offset: [T], offsets: [K], repeats: int64 [T], negatives that are the target
+    queries, own: [T, Q], others: [K, Q], offset: [T], offsets: [K], repeats: int64 [T], negatives that are the target,
+    boosts: [T, K] or None
     → the mean, a scalar
     """
 
     @staticmethod
     def forward(
-        ctx: Any, queries: Tensor, own: Tensor, others: Tensor, offset: Tensor, offsets: Tensor, repeats: Tensor
+        ctx: Any,
+        queries: Tensor,
+        own: Tensor,
+        others: Tensor,
+        offset: Tensor,
+        offsets: Tensor,
+        repeats: Tensor,
+        boosts: Tensor | None,
     ) -> Tensor:
         positive = (queries * own).sum(1) + offset
         weights = torch.addmm(offsets, queries, others.T)
+        if boosts is not None:
+            weights.add_(boosts)
         top = torch.maximum(weights.amax(1), positive) if len(others) else positive
         weights.sub_(top.unsqueeze(1)).exp_()
         mass = (positive - top).exp()
@@ -134,4 +172,5 @@ class _SharedSoftmax(torch.autograd.Function):
         of_queries = torch.addcmul(of_negative @ others, of_positive.unsqueeze(1), own)
         of_own = of_positive.unsqueeze(1) * queries
         of_offsets = of_negative.sum(0) if ctx.needs_input_grad[4] else None
-        return of_queries, of_own, of_negative.T @ queries, of_positive, of_offsets, None
+        of_boosts = of_negative if ctx.needs_input_grad[6] else None
+        return of_queries, of_own, of_negative.T @ queries, of_positive, of_offsets, None, of_boosts

@@ -16,6 +16,7 @@ from hiertcn.errors import InputError
 from hiertcn.impressions import MOST
 from hiertcn.losses import RANKING, cross_entropy, l2, ranking_loss, sampled_softmax
 from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorConfig, VectorModel
+from hiertcn.models.boosts import among, of_rows, spread
 from hiertcn.negatives import Drawn, NegativeSampler, OwnNegatives
 from hiertcn.ragged import SessionBatch
 
@@ -66,6 +67,11 @@ def check_agreement(model: ModelConfig, loss: LossConfig) -> None:
             f"loss {loss.loss!r} compares queries with item vectors, and a softmax head gives none. Set head to "
             "embedding, or train by cross_entropy or sampled_softmax."
         )
+    if isinstance(model, HierTCNConfig) and (model.trends or model.follows) and loss.loss in ("l2", *RANKING):
+        raise InputError(
+            f"loss {loss.loss!r} does not learn how much trends and follows count. Train by cross_entropy or "
+            "sampled_softmax, or set both to []."
+        )
     if isinstance(model, VectorConfig) and model.ranking == "l2" and loss.loss in RANKING and not model.unit:
         raise InputError(
             f"loss {loss.loss!r} takes queries at length 1, and by distance the length of a query changes what is "
@@ -101,10 +107,15 @@ class Objective:
         """Of `queries` [T, Q], those of the batch's targets; negatives are drawn from `rng`."""
         assert isinstance(model, VectorModel)
         config, targets, lookup = self._config, batch.targets, model.lookup
+        queries, boosts = model.parted(queries)
         if config.loss == "cross_entropy":
-            return cross_entropy(queries, targets, model.vectors, model.bias)
+            dense = None if boosts is None else spread(boosts, model.items_in_catalog)
+            return cross_entropy(queries, targets, model.vectors, model.bias, dense)
         if config.loss == "sampled_softmax":
-            return sampled_softmax(queries, targets, lookup, self._shared.draw(targets, rng))
+            drawn, both = self._shared.draw(targets, rng), None
+            if boosts is not None:
+                both = of_rows(boosts, targets.unsqueeze(1)).squeeze(1), among(boosts, drawn.rows)
+            return sampled_softmax(queries, targets, lookup, drawn, both)
         if config.loss == "l2":
             return l2(queries, targets, lookup)
         negatives = self._own.draw(targets, batch.shown, rng)

@@ -22,10 +22,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hiertcn.crowd import Crowd
 from hiertcn.packing import Packing
 
 Ints = npt.NDArray[np.int64]
 _NONE: Ints = np.empty(0, dtype=np.int64)
+_NO_CROWD = np.empty((0, 0, 0), dtype=np.int32), np.empty((0, 0, 0), dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class SessionBatch:
     shown:     int64 [T, W], the rows of items that were shown at each target and not picked, 0 behind the last
     skipped:   int64 [K], the rows of items that were shown beside the items of positions and not picked
     skipped_at: int64 [K], the position of each
+    crowd:     int32 [N, C, K], the rows of items that everybody picked lately, 0 for none, as known at `seen`
+    lately:    float32 [N, C, K], how much each was (see crowd.py). Both are empty for a model that does not read them
     layout:    the order of positions        users: the order of folds, a sequence a user
     session_lengths: int64 [M], user_sessions: int64 [U], finished: bool [M] (only a user's last session may not be)
     """
@@ -70,6 +74,8 @@ class SessionBatch:
     shown: Tensor
     skipped: Tensor
     skipped_at: Tensor
+    crowd: Tensor
+    lately: Tensor
     layout: Packing
     users: Packing
     session_lengths: Ints
@@ -209,6 +215,7 @@ def pack_sessions(
     shown: Ints | None = None,
     skipped: Ints = _NONE,
     skipped_at: Ints = _NONE,
+    crowd: Crowd | None = None,
 ) -> SessionBatch:
     """A batch from flat arrays: `items`, `seen` [N] session by session; `session_lengths`, `gaps`, `finished` [M] user
     by user; `positions` [T] and `skipped_at` [K] are flat places; the others as in SessionBatch. No session and no user
@@ -223,6 +230,9 @@ def pack_sessions(
     users = Packing(np.bincount(user[folds], minlength=len(user_sessions)).astype(np.int64))
     latest = _Latest(folds, user, users.place.numpy(), len(user_sessions))
     ends = np.cumsum(user_sessions)
+    previous = np.append(0, items)[:-1]
+    previous[np.cumsum(session_lengths) - session_lengths] = 0
+    crowd_rows, lately = _NO_CROWD if crowd is None else crowd.at(seen[flat], previous[flat])
     return SessionBatch(
         items=torch.from_numpy(items[flat]),
         seen=torch.from_numpy(seen[flat]),
@@ -240,6 +250,8 @@ def pack_sessions(
         shown=torch.from_numpy(np.empty((len(targets), 0), dtype=np.int64) if shown is None else shown),
         skipped=torch.from_numpy(skipped),
         skipped_at=torch.from_numpy(place[skipped_at]),
+        crowd=torch.from_numpy(crowd_rows),
+        lately=torch.from_numpy(lately),
         layout=layout,
         users=users,
         session_lengths=session_lengths,

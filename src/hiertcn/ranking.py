@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
+from hiertcn.crowd import Crowd
 from hiertcn.errors import InputError, TrainingError
 from hiertcn.models import Model, VectorModel
 from hiertcn.ragged import SessionBatch
@@ -40,10 +41,12 @@ class Ranks:
     among: Ints
 
 
-def ranking_batches(cache: Cache, part: str, item_rows: Ints, users: float = 1.0, seed: int = 0) -> SessionBatches:
+def ranking_batches(
+    cache: Cache, part: str, item_rows: Ints, users: float = 1.0, crowd: Crowd | None = None
+) -> SessionBatches:
     """Batches that read every earlier event of the users with targets in `part`, in the cache's order."""
     return SessionBatches(
-        cache, part, item_rows=item_rows, rows=128, sessions=10, chunk=50, shuffle=False, seed=seed, users=users
+        cache, part, item_rows=item_rows, rows=128, sessions=10, chunk=50, shuffle=False, users=users, crowd=crowd
     )
 
 

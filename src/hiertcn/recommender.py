@@ -11,10 +11,9 @@ __all__ = ["Recommendation", "Recommender"]
 
 import hashlib
 import json
-import re
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -25,9 +24,10 @@ import torch
 from torch import Tensor
 
 from hiertcn.artifact import Run
+from hiertcn.crowd import Crowd
+from hiertcn.door import Id, Time, checked_id, microseconds, told
 from hiertcn.errors import InputError
 from hiertcn.impressions import MOST as MOST_SHOWN
-from hiertcn.quarantine import shown
 from hiertcn.ragged import SessionBatch
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
 from hiertcn.states import StateStore, UserState, open_states
@@ -36,14 +36,7 @@ from hiertcn.streams import Ints, Stream
 from hiertcn.wholes import whole_batch
 
 MOST = 500
-LONGEST_ID = 256
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp())
 _NONE = np.empty(0, dtype=np.int32)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-Id = str | int
-Time = float | int | datetime
 
 
 class Recommendation(NamedTuple):
@@ -61,8 +54,9 @@ class Recommender:
     A context manager that closes the store. Safe to use from several threads.
     """
 
-    def __init__(self, run: Run, states: StateStore) -> None:
+    def __init__(self, run: Run, states: StateStore, crowd: Crowd | None = None) -> None:
         self.states = states
+        self._crowd, self._crowd_lock = crowd or run.crowd(), threading.Lock()
         self._model, self._catalog = run.model, run.catalog
         self._session_gap, self._longest = run.session_gap, run.max_session_events
         self._digest = _digest(run)
@@ -72,15 +66,18 @@ class Recommender:
         self._popular = torch.from_numpy(self._catalog.train_events[1:].astype(np.float64))
 
     @classmethod
-    def load(cls, run: str | Path | Run, states: str | StateStore = "memory:") -> Self:
+    def load(cls, run: str | Path | Run, states: str | StateStore = "memory:", crowd: Crowd | None = None) -> Self:
         """The model of the directory `run`, with the store `states` ("memory:", "sqlite:///FILE", or an open one).
+
+        crowd: for a model that reads it, what everybody picked lately; None: as of the end of the train and valid parts
+               of its log. What is observed is added; it is kept in memory, not in the store
 
         Raises ArtifactError for a directory that is damaged or none, and what `open_states` raises.
         """
         run = run if isinstance(run, Run) else Run(run)
         # A damaged model is found before a store is made.
         _ = run.model
-        return cls(run, open_states(states) if isinstance(states, str) else states)
+        return cls(run, open_states(states) if isinstance(states, str) else states, crowd)
 
     def close(self) -> None:
         """Close the store."""
@@ -100,11 +97,20 @@ class Recommender:
 
         Raises InputError for an id or a time that can't be one, and for a time before the user's last event.
         """
-        key, row, at = _key(user, "user"), self._row(item), _microseconds(time)
+        key, row, at = checked_id(user, "user"), self._row(item), microseconds(time)
         skipped = self._skipped(row, shown)
-        self.states.update(
-            key, lambda stored: self._after(self._state(stored), row, at, skipped).to_bytes(self._digest)
-        )
+        states = []
+
+        def after(stored: bytes | None) -> bytes:
+            states.append(self._after(self._state(stored), row, at, skipped))
+            return states[-1].to_bytes(self._digest)
+
+        self.states.update(key, after)
+        if self._crowd is not None:
+            before = states[-1].items[:-1]
+            known = before[before > 0]
+            with self._crowd_lock:
+                self._crowd.observe(row, at / SECOND, int(known[-1]) if len(known) else 0)
 
     def recommend(
         self, user: Id, k: int = 10, *, exclude_seen: bool = False, time: Time | None = None
@@ -143,7 +149,7 @@ class Recommender:
             if column is not None and len(items) != len(column):
                 raise InputError(f"There are {len(items)} items and {len(column)} {what}; expected one for each item.")
         rows = np.array([self._row(item) for item in items], dtype=np.int32)
-        moments = np.array([_microseconds(time) for time in times], dtype=np.int64)
+        moments = np.array([microseconds(time) for time in times], dtype=np.int64)
         order = np.argsort(moments, kind="stable")
         skipped = [self._skipped(rows[at], shown[at]) for at in order] if shown is not None else []
         state = self._state(None).followed_by(rows[order], moments[order], skipped)
@@ -160,13 +166,13 @@ class Recommender:
 
     def delete(self, user: Id) -> None:
         """Forget all events of a user."""
-        self.states.delete(_key(user, "user"))
+        self.states.delete(checked_id(user, "user"))
 
     def _asked(self, user: Id, time: Time | None) -> tuple[UserState, int]:
         """The state of a user, and the moment asked about: that of the last event where none is given."""
-        state = self._state(self.states.get(_key(user, "user")))
+        state = self._state(self.states.get(checked_id(user, "user")))
         last = int(state.times[-1]) if len(state.times) else 0
-        return state, last if time is None else _not_before(state, _microseconds(time))
+        return state, last if time is None else _not_before(state, microseconds(time))
 
     def _state(self, stored: bytes | None) -> UserState:
         if stored is None:
@@ -207,21 +213,25 @@ class Recommender:
         whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, users, state.skipped, shown)
         stream = Stream.of(whole, self._rows, "test", self._session_gap, self._longest)
         if state.previous_end is None:
-            return whole_batch(stream)
+            return self._whole(stream)
         seen, gaps = stream.seen.copy(), stream.gaps.copy()
         if begins_session(state.previous_end, times[0], self._session_gap):
             gaps[0] = seen[0] - state.previous_end / SECOND
         else:
             # It began because the one before was full; see Stream.of.
             seen[0] = state.previous_end / SECOND
-        return whole_batch(replace(stream, seen=seen, gaps=gaps))
+        return self._whole(replace(stream, seen=seen, gaps=gaps))
+
+    def _whole(self, stream: Stream) -> SessionBatch:
+        with self._crowd_lock:
+            return whole_batch(stream, self._crowd)
 
     @torch.inference_mode()
     def _recommend(
         self, state: UserState, at: int, k: int, hide: npt.NDArray[np.int32], keys: Ints | None = None
     ) -> list[Recommendation]:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST:
-            raise InputError(f"k is {_told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
+            raise InputError(f"k is {told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
         if len(state.seen):
             scores, source = self._model.score(self._query(state, at, keys))[0], "model"
         else:
@@ -236,13 +246,13 @@ class Recommender:
     def _skipped(self, row: int, shown: Sequence[Id]) -> npt.NDArray[np.int32]:
         """The first rows of what was shown beside the item of `row`; none for a model that does not read them."""
         if not isinstance(shown, list | tuple):
-            raise InputError(f"What was shown is {_told(shown)}; expected a list of item ids. Give it as one.")
+            raise InputError(f"What was shown is {told(shown)}; expected a list of item ids. Give it as one.")
         rows = dict.fromkeys(self._row(item) for item in shown)
         known = [other for other in rows if other not in (0, row)] if self._model.reads_impressions else []
         return np.array(known[:MOST_SHOWN], dtype=np.int32)
 
     def _row(self, item: Id) -> int:
-        _key(item, "item")
+        checked_id(item, "item")
         return self._catalog.row(item)
 
 
@@ -256,46 +266,6 @@ def _digest(run: Run) -> bytes:
 def _initial(state: UserState) -> Tensor:
     """[1, S]: a copy of the long-term state."""
     return torch.tensor(state.long_term).unsqueeze(0)
-
-
-def _key(given: Id, what: str) -> str:
-    """An id as text. Raises InputError unless it is one that a log can hold."""
-    if isinstance(given, int | np.integer) and not isinstance(given, bool) and -(2**63) <= given < 2**63:
-        return str(given)
-    if isinstance(given, str) and given and not _CONTROL.search(given):
-        try:
-            if len(given.encode()) <= LONGEST_ID:
-                return given
-        except UnicodeEncodeError:
-            pass
-    raise InputError(
-        f"The {what} id is {_told(given)}; expected a whole number of 64 bits, or a text of 1 to {LONGEST_ID} bytes of "
-        "UTF-8 without control characters. Give the id as it stands in the log."
-    )
-
-
-def _told(value: object) -> str:
-    """A value and its type, for an error; an integer too long for text is not spelled out."""
-    spelled = "" if isinstance(value, int) and value.bit_length() > 64 else f"{shown(value)}, "
-    return f"{spelled}of type {type(value).__name__}"
-
-
-def _microseconds(time: Time) -> int:
-    """A time since 1970. Raises InputError unless it can be one."""
-    value = time.item() if isinstance(time, np.generic) else time
-    at = 0
-    if isinstance(value, datetime):
-        if value.utcoffset() is None:
-            raise InputError(f"The time {value} has no zone; expected one, such as datetime.now(timezone.utc). Add it.")
-        at = (value - _EPOCH) // timedelta(microseconds=1)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LATEST:
-        at = round(value * SECOND)
-    if not 0 < at < _LATEST * SECOND:
-        raise InputError(
-            f"The time is {_told(value)}; expected seconds since 1970 UTC, or a datetime with a zone, after 1970 "
-            "began and before 2200. Divide milliseconds by 1000."
-        )
-    return at
 
 
 def _not_before(state: UserState, at: int) -> int:

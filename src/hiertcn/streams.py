@@ -5,7 +5,7 @@ Legend: P positions, M sessions, U users, T targets.
 
 from __future__ import annotations
 
-__all__ = ["Stream", "known_rows", "train_sessions"]
+__all__ = ["Stream", "crowd_of", "known_rows", "train_sessions"]
 
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
+from hiertcn.crowd import Crowd, Horizons
 from hiertcn.ranges import ranges
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session
 
@@ -45,6 +46,27 @@ def train_sessions(cache: Cache) -> tuple[npt.NDArray[np.int32], Ints, npt.NDArr
         ends.append(sessions.times[last] / SECOND)
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     return np.concatenate(items).astype(np.int32), offsets.astype(np.int64), np.concatenate(ends)
+
+
+def crowd_of(cache: Cache, part: str, rows: Ints, horizons: Horizons) -> Crowd | None:
+    """What a model may know, at events of `part`, of what everybody picked before: events of that part and of those
+    before it, so that training learns nothing of validation, nor either of test. None without horizons.
+
+    rows: as of `known_rows`
+    """
+    if not any(horizons):
+        return None
+    items, before, times = [], [], []
+    for index in range(len(cache)):
+        sessions = cache.shard(index).sessions
+        row = np.where(sessions.parts <= PARTS.index(part), rows[sessions.items], 0)
+        begins = np.repeat(sessions.session_offsets[:-1], np.diff(sessions.session_offsets))
+        latest = np.maximum.accumulate(np.where(row > 0, np.arange(len(row)), -1))
+        latest = np.append(-1, latest)[:-1]
+        items.append(row)
+        before.append(np.where(latest >= begins, row[latest], 0))
+        times.append(sessions.times / SECOND)
+    return Crowd.of(horizons, int(rows.max()), np.concatenate(items), np.concatenate(before), np.concatenate(times))
 
 
 @dataclass(frozen=True)

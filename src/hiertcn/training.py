@@ -25,6 +25,7 @@ from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
 from hiertcn.memorising import memorised
 from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorModel, build, remembers, resolved, trainable
+from hiertcn.models.boosts import LARGEST
 from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
 from hiertcn.objective import LossConfig, Objective, check_agreement, scores_of
@@ -32,7 +33,7 @@ from hiertcn.optimizer import Optimizer
 from hiertcn.progress import Progress
 from hiertcn.ragged import SessionBatch
 from hiertcn.ranking import check_validation
-from hiertcn.streams import known_rows
+from hiertcn.streams import crowd_of, known_rows
 
 SPARSE_FROM = 50_000
 STEPS_BETWEEN_CHECKS = 50
@@ -95,6 +96,11 @@ def train(
     cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
     model = resolved(model, cache.vectors)
     check_agreement(model, config)
+    if isinstance(model, HierTCNConfig) and (model.trends or model.follows) and cache.manifest.items >= LARGEST:
+        raise InputError(
+            f"The model is to read trends or follows, which are for catalogs of less than {LARGEST:,} items; "
+            f"{cache.path} has {cache.manifest.items:,}. Set both to [], or prepare the log with --min-item-events."
+        )
     if isinstance(model, HierTCNConfig) and model.impressions and not cache.has_impressions:
         raise InputError(
             f"The model is to read impressions, and {cache.path} holds none. Prepare the log with --impressions or "
@@ -142,15 +148,18 @@ class _Training:
         self._given = isinstance(self.model, VectorModel) and isinstance(self.model.items, GivenItems)
         if config.loss != "cross_entropy" and len(events) > SPARSE_FROM and isinstance(self.model, VectorModel):
             self.model.items.sparse = True
+        rows = known_rows(cache.catalog)
+        self.crowd = crowd_of(cache, "valid", rows, self.model.horizons)
         self.batches = SessionBatches(
             cache,
             "train",
-            item_rows=known_rows(cache.catalog),
+            item_rows=rows,
             rows=config.rows,
             sessions=config.sessions,
             chunk=config.chunk,
             shuffle=True,
             seed=config.seed,
+            crowd=crowd_of(cache, "train", rows, self.model.horizons),
         )
         self.objective = Objective(events, config)
         self.optimizer = Optimizer(self.model, config.learning_rate, config.weight_decay, config.clip)
@@ -198,16 +207,16 @@ class _Training:
                 )
         self._check(epoch, first, weights=True)
         with self.averaged.in_place():
-            found = evaluate_model(
-                self.model, self.cache.catalog, self.cache, "valid", users=config.validation_users
-            ).table.event
+            evaluated = self.model, self.cache.catalog, self.cache, "valid"
+            found = evaluate_model(*evaluated, users=config.validation_users, crowd=self.crowd).table.event
         self.history.append({"epoch": epoch + 1, "loss": float(self.loss) / self.batches.targets, **found})
         self.carried, self.loss = self.model.zero_state(self.config.rows), torch.zeros((), device=self.device)
         best = self._best()
         if best == epoch:
             table = self.cache.path / VECTORS if self._given else None
             with self.averaged.in_place():
-                write_run(self.out, self.model, self.model_config, self.cache.catalog, self._facts(), table)
+                known = self.model_config, self.cache.catalog, self._facts()
+                write_run(self.out, self.model, *known, table, self.crowd)
         else:
             state_history(self.out, self.history)
         self._save()

@@ -6,11 +6,12 @@ __all__ = ["whole_batch"]
 
 import numpy as np
 
+from hiertcn.crowd import Crowd
 from hiertcn.ragged import SessionBatch, pack_sessions
 from hiertcn.streams import Stream
 
 
-def whole_batch(stream: Stream) -> SessionBatch:
+def whole_batch(stream: Stream, crowd: Crowd | None = None) -> SessionBatch:
     """All positions of a stream, whose users all have some. The last session of each user runs, the others are over."""
     users = np.arange(len(stream.user_offsets) - 1)
     finished = np.ones(len(stream.gaps), dtype=bool)
@@ -31,4 +32,5 @@ def whole_batch(stream: Stream) -> SessionBatch:
         events=stream.events,
         skipped=skipped,
         skipped_at=skipped_at,
+        crowd=crowd,
     )

@@ -17,6 +17,7 @@ __all__ = [
     "PopularityConfig",
     "SKNNConfig",
     "SequentialRulesConfig",
+    "TrendingConfig",
     "VectorConfig",
     "VectorModel",
     "build",
@@ -42,6 +43,7 @@ from hiertcn.models.popularity import Counting, LastItems, LastItemsConfig, Popu
 from hiertcn.models.protocol import Model, VectorConfig, VectorModel
 from hiertcn.models.rules import ItemKNN, ItemKNNConfig, SequentialRules, SequentialRulesConfig
 from hiertcn.models.sknn import SKNN, SKNNConfig
+from hiertcn.models.trending import Trending, TrendingConfig
 from hiertcn.vectors import Vectors
 
 ModelConfig = (
@@ -55,6 +57,7 @@ ModelConfig = (
     | ItemKNNConfig
     | SequentialRulesConfig
     | SKNNConfig
+    | TrendingConfig
 )
 
 _MODELS: dict[type[ModelConfig], Any] = {
@@ -68,6 +71,7 @@ _MODELS: dict[type[ModelConfig], Any] = {
     ItemKNNConfig: ItemKNN,
     SequentialRulesConfig: SequentialRules,
     SKNNConfig: SKNN,
+    TrendingConfig: Trending,
 }
 CONFIGS: dict[str, type[ModelConfig]] = {config.name: config for config in _MODELS}
 

@@ -11,8 +11,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiertcn.config import Count, Dropout
+from hiertcn.config import Count, Dropout, Positive
+from hiertcn.crowd import Horizons
 from hiertcn.models.aggregation import Aggregate, aggregate
+from hiertcn.models.boosts import CrowdBoosts
 from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
 from hiertcn.models.tcn import TCN
@@ -20,6 +22,7 @@ from hiertcn.ragged import SessionBatch, shift
 
 WEEK = 168 * 3600.0
 GAP_BUCKETS = 28
+Hours = Annotated[tuple[Positive, ...], Field(max_length=8, strict=False)]
 
 
 class HierTCNConfig(VectorConfig):
@@ -28,6 +31,8 @@ class HierTCNConfig(VectorConfig):
     head:        "embedding" emits a query in the space of the item vectors; "softmax" has output vectors of its own
     gap_decay:   "fixed" multiplies the state by exp(−gap / 168 h) before a session, "learned" learns the bandwidth
     impressions: the mean vector of what was shown beside the previous event is read with its item's
+    trends, follows: horizons (hours, increasing) over which what everybody picked lately boosts scores: of all items,
+                 and after the person's last item; none: no boosts
     clock:       embeddings of the hour and the gap a model may know (of the previous event, or where a session begins)
     """
 
@@ -44,11 +49,15 @@ class HierTCNConfig(VectorConfig):
     dropout: Dropout = 0.0
     norm: bool = False
     clock: bool = False
+    trends: Hours = ()
+    follows: Hours = ()
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.head == "softmax" and (self.vectors not in (None, "learned") or self.ranking != "inner" or self.unit):
             raise ValueError('head should be "embedding" for given vectors, "l2" ranking or unit queries')
+        if any(list(hours) != sorted(set(hours)) for hours in (self.trends, self.follows)):
+            raise ValueError("trends and follows should be horizons in increasing order")
         return self
 
 
@@ -69,9 +78,16 @@ class HierTCN(VectorModel):
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
         self.tcn = TCN(width, config.channels, config.kernel, config.dropout, config.norm)
         self.head = nn.Linear(config.channels[-1], self.items.query_size if config.head == "embedding" else items + 1)
+        self.horizons = Horizons(config.trends, config.follows)
+        columns = len(config.trends) + len(config.follows)
+        self.boosts = CrowdBoosts(config.channels[-1], columns) if columns else None
         self.dropout = nn.Dropout(config.dropout)
         if config.gap_decay == "learned":
             self.log_bandwidth = nn.Parameter(torch.tensor(168.0).log())
+
+    @property
+    def query_size(self) -> int:
+        return super().query_size if self.config.head == "embedding" else self.head.in_features
 
     @property
     def vectors(self) -> Tensor:
@@ -125,7 +141,8 @@ class HierTCN(VectorModel):
         if self.clock is not None:
             hidden = hidden + self.clock(batch)
         hidden = self.tcn(self.norm(hidden), batch)
-        return hidden if self.config.head == "softmax" else self.finished(self.head(hidden))
+        queries = hidden if self.config.head == "softmax" else self.finished(self.head(hidden))
+        return queries if self.boosts is None else torch.cat([queries, self.boosts(hidden, batch)], dim=1)
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
         return self._fold(batch, initial, self._item_vectors(batch))

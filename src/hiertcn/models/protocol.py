@@ -3,7 +3,8 @@
 Training, evaluation and a single user online all call these. State is facts that can be stored for a user; the running
 session is always given whole, so there is no second, incremental implementation to drift.
 
-Legend: N positions, M sessions, U users, T targets, S size of the state, Q size of a query, D size of item vectors.
+Legend: N positions, M sessions, U users, T targets, S size of the state, Q size of a query, D size of item vectors,
+J boosted items of a query.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiertcn.config import Config, Count
+from hiertcn.crowd import Horizons
+from hiertcn.models.boosts import of_rows, spread
 from hiertcn.models.items import GivenItems, How, Items, LearnedItems, fixed_scores
 from hiertcn.ragged import SessionBatch
 
@@ -31,6 +34,8 @@ class Model(nn.Module, ABC):
     state_dtype: ClassVar[torch.dtype] = torch.float32
     reads_impressions: bool = False
     """Whether what was shown beside earlier events changes its queries."""
+    horizons: Horizons = Horizons()
+    """Of what everybody picked lately, as far as it changes its queries."""
 
     def __init__(self, items: int, state_size: int) -> None:
         super().__init__()
@@ -51,7 +56,7 @@ class Model(nn.Module, ABC):
         """Queries [N, Q] from the running sessions and `long_term` [M, S], the state before each session.
 
         The query of a position sees the items before it in its session (and, if it reads impressions, what was shown
-        beside them), `batch.seen`, `batch.gaps` and the state.
+        beside them), `batch.seen`, `batch.gaps`, `batch.lately` and the state.
         """
 
     def forward(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +90,10 @@ class VectorConfig(Config):
 
 
 class VectorModel(Model):
-    """A model whose queries live in the space of item vectors: score = query · vector (+ bias)."""
+    """A model whose queries live in the space of item vectors: score = query · vector (+ bias) (+ boosts).
+
+    A query is a vector, and behind it, of a model that reads the crowd, boosts of single items (see boosts.py).
+    """
 
     reads: ClassVar[bool] = True
     """Whether it reads items through `items`, or only compares with them."""
@@ -98,6 +106,11 @@ class VectorModel(Model):
             else GivenItems(items, config.dim, config.vectors or "fixed", given, self.reads)
         )
         self._ranking, self._unit = config.ranking, config.unit
+
+    @property
+    def query_size(self) -> int:
+        """Of a query's vector."""
+        return self.items.query_size
 
     def finished(self, queries: Tensor) -> Tensor:
         """[N, Q]: of length 1 where the config says so."""
@@ -122,7 +135,17 @@ class VectorModel(Model):
         vectors = self.items.compared(rows)
         return vectors, self._offsets(vectors)
 
+    def parted(self, queries: Tensor) -> tuple[Tensor, Tensor | None]:
+        """([T, Q], [T, 2J] or None): the vectors of queries, and their boosts."""
+        boosts = queries[:, self.query_size :]
+        return queries[:, : self.query_size], boosts if boosts.shape[1] else None
+
     def score(self, queries: Tensor) -> Tensor:
+        queries, boosts = self.parted(queries)
+        scores = self._score(queries)
+        return scores if boosts is None else scores + spread(boosts, self.items_in_catalog)
+
+    def _score(self, queries: Tensor) -> Tensor:
         if isinstance(self.items, GivenItems):
             return self._score_blocks(queries)
         bias = self.bias
@@ -131,6 +154,11 @@ class VectorModel(Model):
         return torch.addmm(bias[1:], queries, self.vectors[1:].T)
 
     def score_rows(self, queries: Tensor, rows: Tensor) -> Tensor:
+        queries, boosts = self.parted(queries)
+        scores = self._score_rows(queries, rows)
+        return scores if boosts is None else scores + of_rows(boosts, rows)
+
+    def _score_rows(self, queries: Tensor, rows: Tensor) -> Tensor:
         if isinstance(self.items, GivenItems) and self._ranking == "inner" and self.items.fixed(queries.dtype):
             return fixed_scores(queries, self.items.given, rows)
         vectors, offsets = self.lookup(rows.flatten())

@@ -121,18 +121,22 @@ def recommend(
     from hiertcn.artifact import Run
     from hiertcn.histories import history_in_cache, history_in_file
     from hiertcn.recommender import Recommender
+    from hiertcn.streams import crowd_of, known_rows
 
     if (user is None) == (history is None):
         raise InputError("Give either --user ID (of the prepared log) or --history FILE (the events of one person).")
     opened = Run(run)
+    crowd = None
     if history is not None:
         columns = Columns(user=user_column, item=item_column, time=time_column, session=session_column)
         found = history_in_file(history, columns, Layout(header is not False, separator), time_unit, tz)
     else:
-        found = history_in_cache(Cache(cache or opened.manifest["cache"]["path"]), str(user))
+        log = Cache(cache or opened.manifest["cache"]["path"])
+        found = history_in_cache(log, str(user))
+        crowd = crowd_of(log, "test", known_rows(log.catalog, opened.catalog), opened.model.horizons)
         if not found.items:
             say(f"{str(user)[:80]!r} has no event in the prepared log.")
-    best = Recommender.load(opened).recommend_history(
+    best = Recommender.load(opened, crowd=crowd).recommend_history(
         found.items, found.times, k, exclude_seen=exclude_seen, sessions=found.sessions, shown=found.shown
     )
     if as_json:

@@ -1,0 +1,72 @@
+"""Boosts: what a query adds to the scores of single items, beside what their vectors give. Ours.
+
+Behind the vector of a query stand its boosted rows and then their boosts, so it stays one tensor [T, Q + 2J].
+
+Legend: N positions, T targets, J boosted items of a query, Q size of a query's vector, n items, C columns of
+the crowd.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LARGEST", "CrowdBoosts", "among", "of_rows", "spread"]
+
+import torch
+from torch import Tensor, nn
+
+from hiertcn.ragged import SessionBatch
+
+LARGEST = 1 << 24
+"""Rows from here on are no exact float32."""
+# So that one pick within the horizon tells an item from those that nobody picked.
+_STEEP = 10.0
+_BEGIN = 0.1
+
+
+class CrowdBoosts(nn.Module):
+    """w_c log(1 + 10 t_c) for items that weigh t_c in the column c of the crowd; w = W hidden + b."""
+
+    def __init__(self, width: int, columns: int) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(width, columns)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.constant_(self.weigh.bias, _BEGIN)
+
+    def forward(self, hidden: Tensor, batch: SessionBatch) -> Tensor:
+        """[N, 2J], or [N, 0] for a batch that knows no crowd."""
+        if not batch.lately.numel():
+            return hidden.new_zeros(len(hidden), 0)
+        boosts = self.weigh(hidden).unsqueeze(2) * torch.log1p(batch.lately * _STEEP)
+        boosts = boosts.float() if boosts.dtype == torch.bfloat16 else boosts
+        return torch.cat([batch.crowd.flatten(1).to(boosts.dtype), boosts.flatten(1)], dim=1)
+
+
+def _halves(tail: Tensor) -> tuple[Tensor, Tensor]:
+    rows, boosts = tail.chunk(2, dim=1)
+    return rows.long(), boosts
+
+
+def spread(tail: Tensor, items: int) -> Tensor:
+    """[T, n]: the boosts `tail` [T, 2J] of every item of the catalog."""
+    rows, boosts = _halves(tail)
+    return boosts.new_zeros(len(tail), items + 1).scatter_add(1, rows, boosts)[:, 1:]
+
+
+def among(tail: Tensor, asked: Tensor) -> Tensor:
+    """[T, C]: the boosts `tail` [T, 2J] of item rows `asked` [C], the same for all."""
+    rows, boosts = _halves(tail)
+    ordered = asked.sort().values
+    place = torch.searchsorted(ordered, rows).clamp_max(len(ordered) - 1)
+    found = boosts * (ordered[place] == rows)
+    # What is asked for twice has its boosts at the first place.
+    dense = boosts.new_zeros(len(tail), len(asked)).scatter_add(1, place, found)
+    return dense[:, torch.searchsorted(ordered, asked)]
+
+
+def of_rows(tail: Tensor, asked: Tensor) -> Tensor:
+    """[T, C]: the boosts `tail` [T, 2J] of item rows `asked` [T, C], each query's own."""
+    rows, boosts = _halves(tail)
+    rows, order = rows.sort(dim=1)
+    sums = torch.cat([boosts.new_zeros(len(tail), 1), boosts.gather(1, order).cumsum(1)], dim=1)
+    asked = asked.contiguous()
+    first, past = torch.searchsorted(rows, asked), torch.searchsorted(rows, asked, right=True)
+    return sums.gather(1, past) - sums.gather(1, first)

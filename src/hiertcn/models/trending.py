@@ -1,0 +1,49 @@
+"""Trending: what everybody picked most lately, for everyone alike. Ours; the simplest that knows what is new."""
+
+from __future__ import annotations
+
+__all__ = ["Trending", "TrendingConfig"]
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hiertcn.config import Config, Positive
+from hiertcn.crowd import Horizons
+from hiertcn.models.boosts import spread
+from hiertcn.models.popularity import Counting
+from hiertcn.ragged import SessionBatch
+
+# Of the weight of one pick: for what nobody picked lately.
+_POPULARITY = 1e-6
+
+
+class TrendingConfig(Config):
+    """A pick weighs exp(−age / `horizon` hours)."""
+
+    name: ClassVar[str] = "trending"
+
+    horizon: Positive = 0.25
+
+
+class Trending(Counting):
+    """There is no state; a query holds the items that trend. What does not trend goes by its train events."""
+
+    def __init__(self, items: int, config: TrendingConfig) -> None:
+        super().__init__(items, 0)
+        self.config = config
+        self.horizons = Horizons(trends=(config.horizon,))
+
+    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
+        return initial.new_zeros(batch.sessions, 0), initial
+
+    def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
+        if not batch.lately.numel():
+            return long_term.new_zeros(len(batch.items), 0)
+        lately = batch.lately.flatten(1).to(long_term.dtype)
+        return torch.cat([batch.crowd.flatten(1).to(lately.dtype), lately], dim=1)
+
+    def score(self, queries: Tensor) -> Tensor:
+        popularity = self.train_events[1:] / (self.train_events.max() + 1) * _POPULARITY
+        return spread(queries, self.items_in_catalog) + popularity

@@ -1,0 +1,361 @@
+"""What everybody picked lately: against a slow computation, observed as read, and never what is not known yet."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from caches import User, batches_of, cache_of
+from hiertcn.artifact import Run
+from hiertcn.cache import Cache
+from hiertcn.crowd import Crowd, Horizons
+from hiertcn.errors import ArtifactError, InputError
+from hiertcn.evaluation import evaluate, evaluate_model
+from hiertcn.losses import cross_entropy, sampled_softmax
+from hiertcn.models import HierTCNConfig, TrendingConfig, VectorModel, build
+from hiertcn.models.boosts import among, of_rows, spread
+from hiertcn.negatives import Negatives
+from hiertcn.preparation import prepare
+from hiertcn.recommender import Recommender
+from hiertcn.streams import crowd_of, known_rows
+from hiertcn.training import TrainConfig, train
+from hiertcn.trends import MOST, PERIOD
+from runs import relisted
+from scoring import in_batches
+
+CATALOG = 6
+HORIZONS = Horizons((0.05, 2.0), (0.5,))
+START = 1_700_000_000
+SMALL: dict[str, Any] = {"dim": 8, "units": 6, "channels": (8, 8), "kernel": 3}
+
+Events = list[tuple[int, int, float]]
+
+
+def dense(rows: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], catalog: int = CATALOG) -> npt.NDArray[Any]:
+    """[N, C, n + 1], nothing at row 0."""
+    out = np.zeros((*rows.shape[:2], catalog + 1))
+    for place in np.ndindex(rows.shape):
+        out[(*place[:2], rows[place])] += weights[place]
+    out[..., 0] = 0
+    return out
+
+
+def slow(events: Events, moment: float, after: int) -> npt.NDArray[Any]:
+    """[C, n + 1] by the words of the docstrings."""
+    out = np.zeros((3, CATALOG + 1))
+    period = moment // PERIOD
+    for row, before, time in events:
+        ended = (time // PERIOD + 1) * PERIOD
+        if row and time // PERIOD < period:
+            out[:2, row] += np.exp(-(moment - ended) / np.array([180.0, 7200.0]))
+        if row and before and before == after and time < moment:
+            out[2, row] += np.exp(-(moment - time) / 1800)
+    return out
+
+
+def crowd(events: Events) -> Crowd:
+    rows, before, times = (np.array([event[k] for event in events]) for k in range(3))
+    return Crowd.of(HORIZONS, CATALOG, rows.astype(np.int64), before.astype(np.int64), times.astype(np.float64))
+
+
+def told(one: Crowd, moment: float, after: int) -> npt.NDArray[Any]:
+    return dense(*one.at(np.array([moment], dtype=np.float64), np.array([after])))[0]
+
+
+rows = st.integers(0, CATALOG)
+logs = st.lists(st.tuples(rows, rows, st.integers(0, 2000).map(lambda wait: float(START + wait))), min_size=1)
+
+
+@settings(deadline=None)
+@given(logs, st.integers(-100, 4000), rows)
+def test_it_is_the_slow_sum(events: Events, moment: int, after: int) -> None:
+    np.testing.assert_allclose(
+        told(crowd(events), START + moment, after), slow(events, START + moment, after), atol=1e-5
+    )
+
+
+@settings(deadline=None)
+@given(logs, st.randoms(use_true_random=False))
+def test_the_order_of_what_is_read_changes_nothing(events: Events, random: Any) -> None:
+    mixed = random.sample(events, len(events))
+    for moment in (START + 500, START + 3000):
+        np.testing.assert_allclose(told(crowd(events), moment, 1), told(crowd(mixed), moment, 1), rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(logs, st.integers(0, 60))
+def test_observed_one_by_one_it_is_the_same_at_every_moment(events: Events, known: int) -> None:
+    """Of the first `known` events it is read at once, and told the others."""
+    events = sorted(events, key=lambda event: event[2])
+    known = min(known, len(events))
+    whole, told_one = crowd(events), crowd(events[:known]) if known else Crowd(HORIZONS, CATALOG)
+    for row, before, time in events[known:]:
+        now, after = np.array([time]), np.array([before])
+        np.testing.assert_allclose(
+            dense(*told_one.at(now, after))[0], dense(*whole.at(now, after))[0], rtol=1e-5, atol=1e-6
+        )
+        told_one.observe(row, time, before)
+
+
+@settings(deadline=None)
+@given(logs)
+def test_it_goes_on_from_its_state_with_a_larger_catalog(events: Events) -> None:
+    before = crowd(events)
+    after = Crowd.restored(HORIZONS, CATALOG + 2, before.state())
+    for moment in (START + 2100, START + 9000):
+        at = np.array([float(moment)]), np.array([2])
+        expected, found = dense(*before.at(*at), CATALOG + 2), dense(*after.at(*at), CATALOG + 2)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_of_more_items_those_that_weigh_most_are_kept() -> None:
+    """Of trends the most; of follows the last picks."""
+    rng = np.random.default_rng(0)
+    items = rng.permutation(np.repeat(np.arange(1, 101), np.arange(1, 101)))
+    times = START + np.arange(len(items)) / 1000
+    many = Crowd.of(Horizons((1.0,), (1.0,)), 100, items, np.full(len(items), 7), times)
+    found, weights = many.at(np.array([START + 7200.0]), np.array([7]))
+    assert set(found[0, 0]) == set(range(101 - MOST, 101))
+    assert (np.diff(weights[0, 0]) <= 0).all()
+    assert set(found[0, 1]) - {0} == set(items[-MOST:])
+
+
+def test_a_long_time_overflows_nothing() -> None:
+    short = Crowd.of(Horizons((0.01,)), 2, np.array([1, 2]), np.zeros(2, np.int64), np.array([60.0, START]))
+    found = dense(*short.at(np.array([90.0, 130.0, START + 80.0]), np.zeros(3, np.int64)), 2)[:, 0]
+    assert found[0].tolist() == [0, 0, 0]
+    assert found[1, 1] == pytest.approx(np.exp(-10 / 36))
+    assert found[2, 1] == 0 < found[2, 2]
+
+
+def test_a_part_knows_of_its_own_events_and_of_those_before_it(tmp_path: Path) -> None:
+    parts = ["train", "train", "valid", "test"]
+    users: list[User] = [("u", [1, 2, 3, 4], [START + 100 * k for k in range(4)], parts)]
+    cache = cache_of(tmp_path / "cache", users, 1800, CATALOG)
+    rows = known_rows(cache.catalog)
+    for part, known in (("train", {1, 2}), ("valid", {1, 2, 3}), ("test", {1, 2, 3, 4})):
+        one = crowd_of(cache, part, rows, HORIZONS)
+        assert one is not None
+        assert set(np.flatnonzero(told(one, START + 1000, 0)[1])) == known
+        for item in range(1, 4):
+            assert set(np.flatnonzero(told(one, START + 1000, item)[2])) == known & {item + 1}
+    assert crowd_of(cache, "train", rows, Horizons()) is None
+
+
+def test_follows_stay_within_the_session_and_pass_over_unknown_items(tmp_path: Path) -> None:
+    users: list[User] = [("u", [1, CATALOG + 1, 2, 3], [START, START + 10, START + 20, START + 9000], "train")]
+    one = crowd_of(
+        cache := cache_of(tmp_path / "cache", users, 1800, CATALOG), "train", known_rows(cache.catalog), HORIZONS
+    )
+    assert one is not None
+    assert np.flatnonzero(told(one, START + 9100, 1)[2]).tolist() == [2]
+    assert not told(one, START + 9100, 2)[2].any()
+
+
+# Models.
+
+
+def drawn(queries: int, seed: int) -> torch.Tensor:
+    """Boosts [T, 2J] of rows some of which come several times, and of none."""
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, CATALOG + 1, (queries, 9))
+    return torch.from_numpy(np.concatenate([rows, rng.normal(size=rows.shape)], axis=1))
+
+
+def test_boosts_of_some_items_are_those_of_the_whole_catalog() -> None:
+    tail = drawn(5, 0)
+    whole = spread(tail, CATALOG)
+    expected = torch.zeros(5, CATALOG + 1, dtype=torch.double)
+    for query, (rows, boosts) in enumerate(zip(tail[:, :9].long().tolist(), tail[:, 9:].tolist(), strict=True)):
+        for row, boost in zip(rows, boosts, strict=True):
+            expected[query, row] += boost
+    torch.testing.assert_close(whole, expected[:, 1:])
+    asked = torch.tensor([3, 1, 3, 6])
+    torch.testing.assert_close(among(tail, asked), whole[:, asked - 1])
+    own = torch.from_numpy(np.random.default_rng(1).integers(1, CATALOG + 1, (5, 4)))
+    torch.testing.assert_close(of_rows(tail, own), whole.gather(1, own - 1))
+
+
+def test_the_losses_are_those_of_the_boosted_scores() -> None:
+    rng = torch.Generator().manual_seed(0)
+    queries = torch.randn(5, 4, generator=rng, dtype=torch.double, requires_grad=True)
+    vectors = torch.randn(CATALOG + 1, 4, generator=rng, dtype=torch.double, requires_grad=True)
+    tail, targets = drawn(5, 2), torch.tensor([1, 2, 3, 6, 6])
+    boosts = spread(tail, CATALOG).requires_grad_()
+    scores = queries @ vectors[1:].T + boosts
+    leaves = [queries, vectors, boosts]
+    for ours, plain in (
+        (cross_entropy(queries, targets, vectors, None, boosts), F.cross_entropy(scores, targets - 1)),
+        (sampled(queries, vectors, boosts, targets), slow_sampled(scores, targets)),
+    ):
+        torch.testing.assert_close(ours, plain)
+        pairs = zip(
+            torch.autograd.grad(ours, leaves), torch.autograd.grad(plain, leaves, retain_graph=True), strict=True
+        )
+        for got, expected in pairs:
+            torch.testing.assert_close(got, expected)
+
+
+NEGATIVES = Negatives(torch.tensor([2, 5, 2, 6]), torch.tensor([0.0, 0.3, 0.5, 0.2, 0.9, 0.4, 0.6]).double())
+
+
+def sampled(queries: torch.Tensor, vectors: torch.Tensor, boosts: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    own, others = boosts.gather(1, targets.unsqueeze(1) - 1).squeeze(1), boosts[:, NEGATIVES.rows - 1]
+    return sampled_softmax(queries, targets, lambda rows: (vectors[rows], None), NEGATIVES, (own, others))
+
+
+def slow_sampled(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    corrected = scores - NEGATIVES.expected[1:].log()
+    losses = []
+    for query, target in enumerate(targets.tolist()):
+        others = [row for row in NEGATIVES.rows.tolist() if row != target]
+        asked = corrected[query, torch.tensor([target, *others]) - 1]
+        losses.append(-asked.log_softmax(0)[0])
+    return torch.stack(losses).mean()
+
+
+def crowded(users: int, seed: int, hours: int = 60) -> pl.DataFrame:
+    """Each hour has an item of its own, which everybody picks then; who picks what else says nothing."""
+    rng = np.random.default_rng(seed)
+    hour = rng.integers(0, hours, (users, 12))
+    hour.sort(axis=1)
+    hot = rng.integers(0, 40, hours)
+    return pl.DataFrame(
+        {
+            "user": np.repeat([f"u{k}" for k in range(users)], 12),
+            "item": [f"i{k}" for k in hot[hour].ravel()],
+            "ts": START + (hour * 3600 + rng.integers(0, 3600, hour.shape)).ravel(),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    return prepare(crowded(150, 0), tmp_path_factory.mktemp("crowd") / "cache", session_gap=600, split="users")
+
+
+TRAIN = TrainConfig(epochs=6, learning_rate=0.01, patience=6, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = HierTCNConfig(**SMALL, trends=(0.2, 2.0), follows=(1.0,))
+    return train(cache, config, TRAIN, tmp_path_factory.mktemp("crowd") / "run")
+
+
+def test_what_only_the_crowd_can_tell_is_found(cache: Cache, run: Run, tmp_path: Path) -> None:
+    without = train(cache, HierTCNConfig(**SMALL), TRAIN, tmp_path / "without")
+    assert evaluate(without).table.event["mrr"] < 0.3
+    assert 0.6 < evaluate(run).table.event["mrr"] < 0.98
+    trending = evaluate_model(build(TrendingConfig(), cache.catalog.train_events, 0), cache.catalog, cache, "test")
+    assert 0.6 < trending.table.event["mrr"] < 0.98
+
+
+def test_sampled_negatives_learn_it_too(cache: Cache, tmp_path: Path) -> None:
+    config = TRAIN.model_copy(update={"loss": "sampled_softmax", "uniform_negatives": 8, "popular_negatives": 8})
+    found = train(cache, HierTCNConfig(**SMALL, trends=(0.2,)), config, tmp_path / "run")
+    assert evaluate(found).table.event["mrr"] > 0.5
+
+
+def test_scores_of_some_items_are_those_of_the_catalog(cache: Cache, run: Run) -> None:
+    model = run.model
+    assert isinstance(model, VectorModel)
+    rows = known_rows(cache.catalog)
+    batch = next(iter(batches_of(cache, "test", crowd=crowd_of(cache, "test", rows, model.horizons))))
+    with torch.no_grad():
+        queries, _ = model(batch, model.zero_state(len(batch.user_sessions)))
+        some = torch.from_numpy(np.random.default_rng(0).integers(1, model.items_in_catalog + 1, (len(queries), 5)))
+        whole = model.score(queries)
+        torch.testing.assert_close(model.score_rows(queries, some), whole.gather(1, some - 1), atol=1e-5, rtol=0)
+        vectors, boosts = model.parted(queries)
+        assert not torch.allclose(model.score(vectors), whole)
+    assert vectors.shape[1] == model.query_size
+    assert boosts is not None
+
+
+def test_an_event_changes_no_score_before_it(cache: Cache, run: Run, tmp_path: Path) -> None:
+    """Neither its item nor, within its session, its time; and what comes later to others changes nothing."""
+    users: list[User] = [
+        ("u", [1, 2, 3, 4], [START, START + 70, START + 140, START + 9000], "test"),
+        ("v", [5, 6, 5], [START + 30, START + 65, START + 9050], "test"),
+    ]
+    changes: list[tuple[int, int, int, int]] = [(0, 2, 6, 0), (0, 2, 3, 100), (1, 2, 1, 0), (0, 3, 1, 0)]
+
+    def scores(name: str, users: list[User]) -> torch.Tensor:
+        log = cache_of(tmp_path / name, users, 600, run.model.items_in_catalog)
+        known = crowd_of(log, "test", known_rows(log.catalog), run.model.horizons)
+        return in_batches(run.model, batches_of(log, "test", rows=2, sessions=9, chunk=9, crowd=known))
+
+    original = scores("original", users)
+    times = np.concatenate([np.array(user[2]) for user in users])
+    begins = np.array([1, 0, 0, 1, 1, 0, 1], dtype=bool)
+    known = np.where(begins, times, np.append(0, times)[:-1])
+    for number, (who, place, item, later) in enumerate(changes):
+        changed = [(user, list(items), list(at), part) for user, items, at, part in users]
+        changed[who][1][place] = item
+        changed[who][2][place] += later
+        found = scores(f"changed{number}", changed)
+        same = known <= times[who * 4 + place]
+        torch.testing.assert_close(found[same], original[same], rtol=0, atol=1e-6)
+
+
+def test_online_everybody_is_heard_as_in_evaluation(cache: Cache, run: Run) -> None:
+    """All events are observed in the order of time, with the crowd empty at first; each is ranked before it comes."""
+    evaluated = evaluate(run)
+    log = evaluated.predictions()
+    expected = {(user, time): rank for user, time, _, rank, _ in log.iter_rows()}
+    events = crowded(150, 0).unique(maintain_order=True).sort("ts", maintain_order=True)
+    compared, item_ids = 0, set(run.catalog.ids)
+    with Recommender.load(run, crowd=Crowd(run.model.horizons, run.catalog.size)) as rec:
+        for user, item, time in events.iter_rows():
+            rank = expected.get((user, time))
+            if rank is not None and compared < 60 and item in item_ids:
+                order = [one.item for one in rec.recommend(user, 40, time=time)]
+                # A new user gets what is popular, which evaluation does not.
+                if rec.recommend(user, 1, time=time)[0].source == "model":
+                    assert abs(order.index(item) + 1 - rank) <= 0.5
+                    compared += 1
+            rec.observe(user, item, time)
+    assert compared == 60
+
+
+def test_a_run_goes_on_from_the_end_of_its_log(cache: Cache, run: Run, tmp_path: Path) -> None:
+    known = crowd_of(cache, "valid", known_rows(cache.catalog), run.model.horizons)
+    kept = run.crowd()
+    assert known is not None
+    assert kept is not None
+    end = crowded(150, 0)["ts"].max()
+    at = np.array([float(end) + 120]), np.array([3])  # type: ignore[arg-type]
+    size = cache.catalog.size
+    np.testing.assert_allclose(dense(*kept.at(*at), size), dense(*known.at(*at), size), rtol=1e-5, atol=1e-7)
+
+
+def test_a_damaged_crowd_is_refused(run: Run, tmp_path: Path) -> None:
+    (kept,) = run.path.glob("crowd-*.safetensors")
+    good = load_file(kept)
+    damages = [{"picked": good["picked"] + 99}, {"weights": -1 - good["weights"]}, {"times": good["times"][1:]}]
+    for number, damage in enumerate([*damages, {"begin": torch.tensor(-1)}, {"weights": good["begin"].clone()}]):
+        folder = tmp_path / str(number)
+        shutil.copytree(run.path, folder)
+        save_file(good | damage, folder / "crowd-0.safetensors")
+        relisted(folder, "crowd", "crowd-0.safetensors")
+        with pytest.raises(ArtifactError, match="crowd is damaged"):
+            Recommender.load(folder)
+
+
+def test_what_can_not_learn_or_hold_it_is_refused(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="increasing"):
+        HierTCNConfig(trends=(2.0, 1.0))
+    with pytest.raises(InputError, match="does not learn how much trends"):
+        train(cache, HierTCNConfig(follows=(1.0,)), TrainConfig(loss="bpr"), tmp_path / "run")
