@@ -217,7 +217,7 @@ def test_windows_hold_the_last_items(users: list[list[list[int]]], width: int, d
     unfinished = data.draw(st.lists(st.sampled_from(range(len(users))), unique=True))
     batch = batch_of(users, unfinished)
     initial = torch.arange(len(users) * width).reshape(len(users), width) + 100
-    windows = batch.by_user.windows(batch, initial)
+    sequences, items = batch.by_user, batch.items.unsqueeze(1)
     befores, begun, after = [], [], []
     for user, sessions in enumerate(users):
         history = initial[user].tolist()
@@ -230,12 +230,13 @@ def test_windows_hold_the_last_items(users: list[list[list[int]]], width: int, d
                 history += [row] if row else []
         if user not in unfinished:
             after.append(history[-width:])
-    assert windows[batch.by_user.before][batch.layout.place].tolist() == befores
-    assert windows[batch.by_user.begun].tolist() == begun
-    assert windows[batch.by_user.after].tolist() == after
+    assert sequences.windows(items, initial, sequences.before)[batch.layout.place].tolist() == befores
+    states = sequences.windows(items, initial, sequences.begun)
+    assert states.tolist() == begun
+    assert sequences.windows(items, initial, sequences.after).tolist() == after
     # A session's own sequence goes on from the state before it, so it comes to the same.
-    running = batch.by_session.windows(batch, windows[batch.by_user.begun])
-    assert running[batch.by_session.before][batch.layout.place].tolist() == befores
+    sequences = batch.by_session
+    assert sequences.windows(items, states, sequences.before)[batch.layout.place].tolist() == befores
 
 
 def test_a_batch_on_its_device_is_the_batch() -> None:
