@@ -61,7 +61,7 @@ class MovingAverage(Windowed, VectorModel):
         known = last[..., 0] > 0
         if self.config.decay == "gap":
             times = last[..., 1]
-            return known * torch.exp((times - times[:, -1:]) / (self.config.bandwidth * HOUR))
+            return known * torch.exp((times - times[:, -1:]).double() / (self.config.bandwidth * HOUR))
         back = torch.arange(last.shape[1] - 1, -1, -1, device=last.device)
         return known * (self.config.rate if self.config.decay == "exponential" else 1.0) ** back.double()
 
