@@ -239,6 +239,38 @@ def test_windows_hold_the_last_items(users: list[list[list[int]]], width: int, d
     assert sequences.windows(items, states, sequences.before)[batch.layout.place].tolist() == befores
 
 
+@settings(deadline=None)
+@given(people, st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
+def test_sequences_go_on_from_the_rows_of_the_state(
+    users: list[list[list[int]]], width: int, block: int, context: int, seed: int
+) -> None:
+    batch = batch_of(users)
+    initial = torch.randint(0, 4, (len(users), width), generator=torch.Generator().manual_seed(seed))
+    held = [row[1 + max((k for k in range(width) if not row[k]), default=-1) :] for row in initial.tolist()]
+    own = [[row for session in user for row in session] for user in users]
+    whole = [before + [row for row in rows if row] for before, rows in zip(held, own, strict=True)]
+    line = batch.by_user.continued(batch.items, initial)
+    assert line.rows[line.packing.place].tolist() == [row for rows in whole for row in rows]
+    # Flat elements count from 1, nothing is 0: what is the latest before each position.
+    flat_of = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + line.packing.flat])
+    latest, first = [], 0
+    for mine, before, rows in zip(own, held, whole, strict=True):
+        count = len(before)
+        for row in mine:
+            latest.append(first + count if count else 0)
+            count += row > 0
+        first += len(rows)
+    assert flat_of[line.latest[batch.by_user.before]][batch.layout.place].tolist() == latest
+    elements, place = line.pieces(block, context)
+    for rows, begin in zip(whole, np.cumsum([0, *map(len, whole[:-1])]), strict=True):
+        for at in range(len(rows)):
+            step, piece = divmod(int(place[line.packing.place[begin + at]]), elements.shape[1])
+            back = min(context, at)
+            seen = line.packing.flat[elements[step - back : step + 1, piece]]
+            assert seen.tolist() == list(range(begin + at - back, begin + at + 1))
+    assert elements.shape[0] <= block + context
+
+
 def test_a_batch_on_its_device_is_the_batch() -> None:
     batch = batch_of([[[1, 2], [3]], [[4]]])
     assert batch.to(torch.device("cpu")) is batch
