@@ -46,8 +46,8 @@ class MovingAverage(Windowed, VectorModel):
     reads = False
 
     def __init__(self, items: int, config: MovingAverageConfig, given: Tensor | None = None) -> None:
-        self._columns = 2 if config.decay == "gap" else 1
-        super().__init__(items, config.window * self._columns, config, given)
+        columns = 2 if config.decay == "gap" else 1
+        super().__init__(items, config.window * columns, config, given)
         self.config = config
 
     def kept(self, batch: SessionBatch) -> Tensor:
@@ -66,7 +66,7 @@ class MovingAverage(Windowed, VectorModel):
         return known * (self.config.rate if self.config.decay == "exponential" else 1.0) ** back.double()
 
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
-        last = self.last_items(batch, long_term).view(len(batch.items), self.config.window, self._columns)
+        last = self.last_items(batch, long_term).view(-1, self.config.window, self.state_size // self.config.window)
         rows = last[..., 0]
         vectors = self.items.compared(rows.flatten()).view(*rows.shape, -1)
         weights = self._weights(last)
