@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,11 +20,15 @@ START = 1_714_521_600  # 2024-05-01 UTC, seconds
 
 SIZES = {"dim": 8, "units": 6, "channels": (7, 7)}
 FULL = HierTCNConfig(**SIZES, gap_decay="fixed", norm=True, clock=True, dropout=0.2)
-_SMALL: dict[str, dict[str, int]] = {
+_SMALL: dict[str, dict[str, Any]] = {
     "hiertcn": {"dim": 8},
     "hrnn": {"dim": 8, "units": 6},
     "gru": {"dim": 8, "units": 6},
+    "tcn": {"dim": 8, "channels": (7, 6), "kernel": 2},
+    "sasrec": {"dim": 8, "window": 3, "heads": 2},
+    "var": {"dim": 8, "window": 3},
     "moving_average": {"dim": 8, "window": 3},
+    "most_frequent": {"window": 4},
     "last_items": {"window": 4},
     "popularity": {},
     "trending": {},
@@ -34,6 +39,9 @@ _SMALL: dict[str, dict[str, int]] = {
 KINDS: dict[str, ModelConfig] = {name: CONFIGS[name](**sizes) for name, sizes in _SMALL.items()} | {
     "full": FULL,
     "learned decay, max": HierTCNConfig(**SIZES, gap_decay="learned", aggregate="max"),
+    "hier_gru": HierTCNConfig(**SIZES, low="gru"),
+    "hier_mv": HierTCNConfig(**SIZES, low="mean"),
+    "moving average by gaps": CONFIGS["moving_average"](dim=8, window=3, decay="gap"),
     "softmax head, four layers": HierTCNConfig(dim=8, units=6, channels=(7, 7, 7, 7), head="softmax"),
 }
 

@@ -25,11 +25,12 @@ FLOORS = {
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes door
           neighbourhoods""",
     3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
-          models models.aggregation models.boosts models.gru models.hiertcn models.hrnn models.items models.max_item
-          models.memory models.moving_average models.outline models.popularity models.protocol models.recurrence
-          models.rules models.sknn models.tcn models.trending models.windowed""",
-    2: """sessions catalog ragged packing ranges trends follows crowd losses negatives synth metrics filters splits
-          itemlist vectors impressions""",
+          models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
+          models.low models.max_item models.memory models.moving_average models.outline models.popularity
+          models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var
+          models.windowed""",
+    2: """sessions catalog ragged packing ranges sequences trends follows crowd losses negatives synth metrics filters
+          splits itemlist vectors impressions""",
     1: "events columns options quarantine sources tables lines times config errors files",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

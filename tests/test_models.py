@@ -13,16 +13,19 @@ from caches import User, batches_of, cache_of
 from hiertcn.batching import SessionBatches
 from hiertcn.losses import cross_entropy
 from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel, build, remembers, trainable
+from hiertcn.models.flat_tcn import TCNConfig
 from hiertcn.models.gru import GRUConfig
 from hiertcn.models.hiertcn import HierTCNConfig
 from hiertcn.models.hrnn import HRNNConfig
 from hiertcn.models.items import GivenItems
 from hiertcn.models.max_item import MaxItemConfig
 from hiertcn.models.moving_average import MovingAverageConfig
-from hiertcn.models.popularity import LastItemsConfig, PopularityConfig
+from hiertcn.models.popularity import LastItemsConfig, MostFrequentConfig, PopularityConfig
 from hiertcn.models.rules import ItemKNNConfig, SequentialRulesConfig
+from hiertcn.models.sasrec import SASRecConfig
 from hiertcn.models.sknn import SKNNConfig
 from hiertcn.models.trending import TrendingConfig
+from hiertcn.models.var import VARConfig
 from people import filled
 from scoring import Person, in_batches, one_by_one, passed
 
@@ -52,9 +55,20 @@ MODELS: dict[str, ModelConfig] = {
     "hiertcn-1-state-layer": hiertcn(state_layers=1, gap_decay="fixed"),
     "hiertcn-dropout": hiertcn(dropout=0.3),
     "hiertcn-everything": hiertcn(**EVERYTHING, aggregate="max", head="softmax", dropout=0.1),
+    "hiertcn-gru": hiertcn(low="gru", gap_decay="learned"),
+    "hiertcn-mean": hiertcn(low="mean", channels=(7,), norm=True, dropout=0.1, head="softmax"),
     "gru": GRUConfig(dim=6, units=5),
     "hrnn": HRNNConfig(dim=6, units=5),
     "moving_average": MovingAverageConfig(dim=6, window=4),
+    "moving_average-exponential": MovingAverageConfig(dim=6, window=4, decay="exponential"),
+    "moving_average-gap": MovingAverageConfig(dim=6, window=4, decay="gap"),
+    "moving_average-fixed-gap": MovingAverageConfig(window=4, vectors="fixed", decay="gap"),
+    "var": VARConfig(dim=6, window=4),
+    "var-scalar": VARConfig(dim=6, window=4, weights="scalar", vectors="fixed"),
+    "tcn": TCNConfig(dim=6, channels=(7, 5), kernel=2),
+    "tcn-fixed": TCNConfig(dim=6, channels=(5, 5, 5), kernel=3, dropout=0.1, vectors="fixed"),
+    "sasrec": SASRecConfig(dim=6, window=4, heads=2),
+    "sasrec-short": SASRecConfig(dim=6, window=2, layers=1, dropout=0.1, vectors="both"),
     "hiertcn-fixed-l2": hiertcn(vectors="fixed", ranking="l2", unit=True),
     "hiertcn-tuned": hiertcn(vectors="tuned", clock=True),
     "gru-both-l2": GRUConfig(dim=6, units=5, vectors="both", ranking="l2"),
@@ -63,6 +77,7 @@ MODELS: dict[str, ModelConfig] = {
     "popularity": PopularityConfig(),
     "trending": TrendingConfig(),
     "last_items": LastItemsConfig(window=4),
+    "most_frequent": MostFrequentConfig(window=4),
     "item_knn": ItemKNNConfig(window=4),
     "sequential_rules": SequentialRulesConfig(window=4, decay=0.5),
     "sknn": SKNNConfig(window=4),

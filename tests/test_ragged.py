@@ -217,7 +217,7 @@ def test_windows_hold_the_last_items(users: list[list[list[int]]], width: int, d
     unfinished = data.draw(st.lists(st.sampled_from(range(len(users))), unique=True))
     batch = batch_of(users, unfinished)
     initial = torch.arange(len(users) * width).reshape(len(users), width) + 100
-    windows = batch.by_user.windows(batch, initial)
+    sequences, items = batch.by_user, batch.items.unsqueeze(1)
     befores, begun, after = [], [], []
     for user, sessions in enumerate(users):
         history = initial[user].tolist()
@@ -230,12 +230,45 @@ def test_windows_hold_the_last_items(users: list[list[list[int]]], width: int, d
                 history += [row] if row else []
         if user not in unfinished:
             after.append(history[-width:])
-    assert windows[batch.by_user.before][batch.layout.place].tolist() == befores
-    assert windows[batch.by_user.begun].tolist() == begun
-    assert windows[batch.by_user.after].tolist() == after
+    assert sequences.windows(items, initial, sequences.before)[batch.layout.place].tolist() == befores
+    states = sequences.windows(items, initial, sequences.begun)
+    assert states.tolist() == begun
+    assert sequences.windows(items, initial, sequences.after).tolist() == after
     # A session's own sequence goes on from the state before it, so it comes to the same.
-    running = batch.by_session.windows(batch, windows[batch.by_user.begun])
-    assert running[batch.by_session.before][batch.layout.place].tolist() == befores
+    sequences = batch.by_session
+    assert sequences.windows(items, states, sequences.before)[batch.layout.place].tolist() == befores
+
+
+@settings(deadline=None)
+@given(people, st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 99))
+def test_sequences_go_on_from_the_rows_of_the_state(
+    users: list[list[list[int]]], width: int, block: int, context: int, seed: int
+) -> None:
+    batch = batch_of(users)
+    initial = torch.randint(0, 4, (len(users), width), generator=torch.Generator().manual_seed(seed))
+    held = [row[1 + max((k for k in range(width) if not row[k]), default=-1) :] for row in initial.tolist()]
+    own = [[row for session in user for row in session] for user in users]
+    whole = [before + [row for row in rows if row] for before, rows in zip(held, own, strict=True)]
+    line = batch.by_user.continued(batch.items, initial)
+    assert line.rows[line.packing.place].tolist() == [row for rows in whole for row in rows]
+    # Flat elements count from 1, nothing is 0: what is the latest before each position.
+    flat_of = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + line.packing.flat])
+    latest, first = [], 0
+    for mine, before, rows in zip(own, held, whole, strict=True):
+        count = len(before)
+        for row in mine:
+            latest.append(first + count if count else 0)
+            count += row > 0
+        first += len(rows)
+    assert flat_of[line.latest[batch.by_user.before]][batch.layout.place].tolist() == latest
+    elements, place = line.pieces(block, context)
+    for rows, begin in zip(whole, np.cumsum([0, *map(len, whole[:-1])]), strict=True):
+        for at in range(len(rows)):
+            step, piece = divmod(int(place[line.packing.place[begin + at]]), elements.shape[1])
+            back = min(context, at)
+            seen = line.packing.flat[elements[step - back : step + 1, piece]]
+            assert seen.tolist() == list(range(begin + at - back, begin + at + 1))
+    assert elements.shape[0] <= block + context
 
 
 def test_a_batch_on_its_device_is_the_batch() -> None:

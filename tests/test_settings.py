@@ -32,11 +32,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 def test_the_presets() -> None:
     remembering = {"item_knn", "sequential_rules", "stan", "vsknn", "vsknn_ebr"}
-    assert set(PRESETS) == {"gru", "hrnn", "moving_average", "paper", "pinterest", "small"} | remembering
+    averages = {"moving_average", "moving_average_exponential", "moving_average_gap"}
+    own = {"small", "paper", "pinterest", "hier_gru", "hier_mv"}
+    assert set(PRESETS) == own | averages | remembering | {"hrnn", "gru", "tcn", "sasrec", "var"}
     assert read_settings("paper")[0] == HierTCNConfig(head="softmax")
     for preset in PRESETS:
         model, train = read_settings(preset)
-        known = "sknn" if preset in ("stan", "vsknn", "vsknn_ebr") else "hiertcn"
+        known = "hiertcn" if preset in own else "moving_average" if preset in averages else "sknn"
         assert model.name == (preset if preset in CONFIGS else known)
         assert isinstance(train, TrainConfig)
 
@@ -173,7 +175,11 @@ BASE: dict[str, dict[str, Any]] = {
     "hiertcn": {"dim": 6, "units": 5, "channels": (7, 7), "kernel": 3},
     "hrnn": {"dim": 6, "units": 5},
     "gru": {"dim": 6, "units": 5},
+    "tcn": {"dim": 6, "channels": (7, 6), "kernel": 3},
+    "sasrec": {"dim": 6, "window": 4},
+    "var": {"dim": 6, "window": 4},
     "moving_average": {"dim": 6, "window": 4},
+    "most_frequent": {"window": 4},
     "last_items": {"window": 4},
     "max_item": {"window": 4},
     "popularity": {},
@@ -189,6 +195,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "state_layers": 1,
         "channels": (7, 7, 7),
         "kernel": 2,
+        "low": "gru",
         "aggregate": "max",
         "head": "softmax",
         "gap_decay": "fixed",
@@ -202,7 +209,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "hrnn": {"units": 6, "dropout": 0.5, **COMMON},
     "gru": {"units": 6, "layers": 1, "dropout": 0.5, **COMMON},
-    "moving_average": {"window": 2, **COMMON},
+    "tcn": {"channels": (7,), "kernel": 2, "dropout": 0.5, **COMMON},
+    "sasrec": {"window": 2, "layers": 1, "heads": 2, "dropout": 0.5, **COMMON},
+    "var": {"window": 2, "weights": "scalar", **COMMON},
+    "moving_average": {"window": 2, "decay": "exponential", "rate": 0.3, "bandwidth": 1.0, **COMMON},
+    "most_frequent": {"window": 2},
     "last_items": {"window": 2},
     "max_item": {"window": 2},
     "popularity": {},
@@ -220,6 +231,17 @@ def test_every_field_is_tested() -> None:
     assert {name: set(fields) for name, fields in CHANGES.items()} == {
         name: set(config.model_fields) for name, config in CONFIGS.items()
     }
+
+
+# What some fields need to have a say.
+WITH: dict[tuple[str, str], dict[str, Any]] = {
+    ("sknn", "item_decay"): {"variant": "stan"},
+    ("sknn", "vote_decay"): {"variant": "stan"},
+    ("sknn", "age_decay"): {"variant": "stan"},
+    ("moving_average", "rate"): {"decay": "exponential"},
+    ("moving_average", "bandwidth"): {"decay": "gap"},
+}
+SHAPELESS = {"dropout", "aggregate", "gap_decay", "window", "ranking", "unit", "decay", "rate", "bandwidth"}
 
 
 def outcome(config: ModelConfig, cache: Cache) -> tuple[list[tuple[int, ...]], np.ndarray]:
@@ -242,11 +264,11 @@ def outcome(config: ModelConfig, cache: Cache) -> tuple[list[tuple[int, ...]], n
 
 @pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in CHANGES.items() for field in fields])
 def test_a_field_changes_the_model(name: str, field: str, cache: Cache) -> None:
-    base = BASE[name] | ({"variant": "stan"} if field.endswith("_decay") and name == "sknn" else {})
+    base = BASE[name] | WITH.get((name, field), {})
     shapes, scores = outcome(CONFIGS[name](**base), cache)
     other_shapes, other_scores = outcome(CONFIGS[name](**{**base, field: CHANGES[name][field]}), cache)
     assert np.abs(scores - other_scores).max() > 1e-6
-    if shapes and field not in ("dropout", "aggregate", "gap_decay", "window", "ranking", "unit"):
+    if shapes and field not in SHAPELESS:
         assert shapes != other_shapes
 
 

@@ -19,7 +19,16 @@ from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.evaluation import evaluate
 from hiertcn.inspection import inspection
-from hiertcn.models import GRUConfig, HierTCNConfig, HRNNConfig, ModelConfig, MovingAverageConfig
+from hiertcn.models import (
+    GRUConfig,
+    HierTCNConfig,
+    HRNNConfig,
+    ModelConfig,
+    MovingAverageConfig,
+    SASRecConfig,
+    TCNConfig,
+    VARConfig,
+)
 from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
 from hiertcn.training import TrainConfig, train
@@ -159,7 +168,10 @@ CONFIGS: dict[str, ModelConfig] = {
         (HierTCNConfig, {"dim": 5, "units": 4, "channels": (4,)}),
         (HRNNConfig, {"dim": 5, "units": 4}),
         (GRUConfig, {"dim": 5, "units": 4}),
-        (MovingAverageConfig, {"dim": 5}),
+        (TCNConfig, {"dim": 5, "channels": (4, 3), "kernel": 2}),
+        (SASRecConfig, {"dim": 5, "window": 3}),
+        (VARConfig, {"dim": 5, "window": 3}),
+        (MovingAverageConfig, {"dim": 5, "decay": "gap"}),
     )
     for how in ("fixed", "tuned", "both")
     if (config, how) != (MovingAverageConfig, "fixed")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["Config", "Count", "Dropout", "Positive", "read_toml"]
+__all__ = ["CONFIGS_FOLDER", "PRESETS", "Config", "Count", "Dropout", "Positive", "read_toml"]
 
 import tomllib
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from hiertcn.errors import InputError, nearest
+
+CONFIGS_FOLDER = resources.files("hiertcn") / "configs"
+PRESETS = tuple(sorted(file.name.removesuffix(".toml") for file in CONFIGS_FOLDER.iterdir()))
+"""Names of the settings that come with the package."""
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Positive = Annotated[float, Field(gt=0)]

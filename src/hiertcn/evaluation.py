@@ -210,7 +210,8 @@ def evaluate(
     run:   the model directory
     cache: the prepared log; None is the one the model was trained on. Items of another log are matched by id
     split: the part, "valid" or "test"
-    model: "popularity" or "last_items" ranks the same targets by that instead, over the run's catalog
+    model: one that needs no training, such as "popularity" or "last_items", ranks the same targets instead, over the
+           run's catalog
     candidates: "all" of the catalog; "impressions": what was shown beside the target; or a number, so many items drawn
            for each target under `seed`
     top:   how many of the items ranked first to keep for each target, of "all"

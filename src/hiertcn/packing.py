@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ["Packing"]
+__all__ = ["Lagged", "Packing"]
 
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+
+class Lagged(Protocol):
+    """Step-major elements of which the ones before are known."""
+
+    def lag(self, lag: int) -> tuple[int, Tensor]:
+        """(begin, source [N - begin]): elements from `begin` on have one `lag` steps earlier, at `source`."""
 
 
 class Packing:

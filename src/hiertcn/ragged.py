@@ -10,7 +10,7 @@ Legend: N positions, M sessions, U users, F folding sessions, G sequences, C cha
 
 from __future__ import annotations
 
-__all__ = ["Ints", "Sequences", "SessionBatch", "causal_conv", "pack_sessions", "shift"]
+__all__ = ["Ints", "SessionBatch", "causal_conv", "pack_sessions", "shift"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from hiertcn.crowd import Crowd
-from hiertcn.packing import Packing
+from hiertcn.packing import Lagged, Packing
+from hiertcn.sequences import Latest, Sequences
 
 Ints = npt.NDArray[np.int64]
 _NONE: Ints = np.empty(0, dtype=np.int64)
@@ -136,66 +137,19 @@ class SessionBatch:
         """The batch as one flat sequence of known items a user."""
         ends, last = np.cumsum(self.session_lengths), np.cumsum(self.user_sessions) - 1
         finished = ends[last] - np.where(self.finished[last], 0, self.session_lengths[last])
-        return Sequences(self, np.repeat(self.user, self.session_lengths), len(self.user_sessions), finished)
+        return self._sequences(self.user, finished)
 
     @cached_property
     def by_session(self) -> Sequences:
         """The batch as one flat sequence of known items a session."""
-        ends = np.cumsum(self.session_lengths)
-        return Sequences(self, np.repeat(np.arange(self.sessions), self.session_lengths), self.sessions, ends)
+        return self._sequences(np.arange(self.sessions), np.cumsum(self.session_lengths))
 
-
-class Sequences:
-    """Known items of a batch as G flat sequences, for models that read items one after another. E known items.
-
-    packing: of the E items     source: int64 [E], the position of each packed item
-    before:  int64 [N], places in [G initial states; E packed states] of what precedes each position
-    begun:   int64 [M], the same before each session     after: int64 [G], the same after each sequence
-    """
-
-    def __init__(self, batch: SessionBatch, owner: Ints, owners: int, ends: Ints) -> None:
-        place = batch.layout.place.numpy()
-        known = (batch.items.cpu().numpy() > 0)[place]
-        self.lengths = np.bincount(owner[known], minlength=owners).astype(np.int64)
-        self.packing = Packing(self.lengths)
-        latest = _Latest(known, owner, self.packing.place.numpy(), owners)
-        starts = np.cumsum(batch.session_lengths) - batch.session_lengths
-        before = np.empty(len(place), dtype=np.int64)
-        before[place] = latest.before(np.arange(len(place)), owner)
-        source = place[np.flatnonzero(known)][self.packing.flat.numpy()]
-        device = batch.items.device
-        self.source = torch.from_numpy(source).to(device)
-        self.before = torch.from_numpy(before).to(device)
-        self.begun = torch.from_numpy(latest.before(starts, owner[starts])).to(device)
-        self.after = torch.from_numpy(latest.before(ends, np.arange(owners))).to(device)
-
-    def windows(self, batch: SessionBatch, initial: Tensor) -> Tensor:
-        """[G + E, W]: the last W item rows, oldest first: before each sequence (`initial` [G, W]), after each item."""
-        owners, width = initial.shape
-        items = len(self.source)
-        # Laid out flat, each sequence follows its own initial rows; `slots` are places in [initial rows; packed items].
-        begins = np.cumsum(self.lengths) - self.lengths + width * np.arange(owners)
-        at = np.arange(items) + width * (1 + np.repeat(np.arange(owners), self.lengths))
-        slots = np.empty(owners * width + items, dtype=np.int64)
-        slots[begins[:, None] + np.arange(width)] = np.arange(owners * width).reshape(owners, width)
-        slots[at] = owners * width + self.packing.place.numpy()
-        last = np.concatenate([begins + width - 1, at[self.packing.flat.numpy()]])
-        windows = torch.from_numpy(slots[last[:, None] + np.arange(1 - width, 1)])
-        return torch.cat([initial.flatten(), batch.items[self.source]])[windows.to(initial.device)]
-
-
-class _Latest:
-    """Of flat elements that belong to owners and are marked or not: the packed place of the latest marked one."""
-
-    def __init__(self, marks: npt.NDArray[np.bool_], owner: Ints, place: Ints, owners: int) -> None:
-        self._count = np.concatenate([[0], np.cumsum(marks)])
-        self._first = self._count[np.searchsorted(owner, np.arange(owners))]
-        self._place = np.append(place, 0) + owners
-
-    def before(self, at: Ints, owner: Ints) -> Ints:
-        """Places in [owners; packed marked elements]: the owner's latest marked element before `at`, else the owner."""
-        count = self._count[at]
-        return np.where(count > self._first[owner], self._place[count - 1], owner)
+    def _sequences(self, owner: Ints, ends: Ints) -> Sequences:
+        """Those that sessions [M] belong to; they end at flat places [G]."""
+        place, lengths = self.layout.place.numpy(), self.session_lengths
+        known = (self.items.cpu().numpy() > 0)[place]
+        starts = np.cumsum(lengths) - lengths
+        return Sequences(known, np.repeat(owner, lengths), place, starts, ends, self.items.device)
 
 
 def pack_sessions(
@@ -228,7 +182,7 @@ def pack_sessions(
     holds[session[items > 0]] = True
     folds = finished & holds
     users = Packing(np.bincount(user[folds], minlength=len(user_sessions)).astype(np.int64))
-    latest = _Latest(folds, user, users.place.numpy(), len(user_sessions))
+    latest = Latest(folds, user, users.place.numpy(), len(user_sessions))
     ends = np.cumsum(user_sessions)
     previous = np.append(0, items)[:-1]
     previous[np.cumsum(session_lengths) - session_lengths] = 0
@@ -293,10 +247,10 @@ class _CausalConv(torch.autograd.Function):
         return grad_hidden, grad_weight, grad.sum(0), None
 
 
-def causal_conv(hidden: Tensor, weight: Tensor, bias: Tensor, dilation: int, batch: SessionBatch) -> Tensor:
-    """Causal dilated convolution of `hidden` [N, C] in each session: Σ_j hidden[step − j·dilation] weight[j] + bias.
+def causal_conv(hidden: Tensor, weight: Tensor, bias: Tensor, dilation: int, batch: Lagged) -> Tensor:
+    """Causal dilated convolution of `hidden` [N, C] in each sequence: Σ_j hidden[step − j·dilation] weight[j] + bias.
 
-    weight: [K, C, C'], bias: [C'] → [N, C']. Taps before the session's first position read zero.
+    weight: [K, C, C'], bias: [C'] → [N, C']. Taps before a sequence's first element read zero.
     """
     taps = [batch.lag(j * dilation) for j in range(1, len(weight))]
     if torch.is_autocast_enabled(hidden.device.type):

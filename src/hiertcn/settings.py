@@ -8,14 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hiertcn.config import read_toml
+from hiertcn.config import CONFIGS_FOLDER, PRESETS, read_toml
 from hiertcn.errors import InputError, nearest
 from hiertcn.models import CONFIGS, ModelConfig
 from hiertcn.training import TrainConfig
 
-_FOLDER = resources.files("hiertcn") / "configs"
 _TABLES = ("model", "train")
-PRESETS = tuple(sorted(file.name.removesuffix(".toml") for file in _FOLDER.iterdir()))
 
 
 def read_settings(
@@ -27,7 +25,7 @@ def read_settings(
     """
     if file is None and preset not in PRESETS:
         raise InputError(f"{preset!r} is not a preset{nearest(preset, PRESETS)}; the presets are {', '.join(PRESETS)}.")
-    with resources.as_file(_FOLDER / f"{preset}.toml") as shipped:
+    with resources.as_file(CONFIGS_FOLDER / f"{preset}.toml") as shipped:
         tables = read_toml(file or shipped)
     where = str(file or f"preset {preset}")
     problems = [

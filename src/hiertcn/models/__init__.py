@@ -13,11 +13,15 @@ __all__ = [
     "MemoryModel",
     "Model",
     "ModelConfig",
+    "MostFrequentConfig",
     "MovingAverageConfig",
     "PopularityConfig",
+    "SASRecConfig",
     "SKNNConfig",
     "SequentialRulesConfig",
+    "TCNConfig",
     "TrendingConfig",
+    "VARConfig",
     "VectorConfig",
     "VectorModel",
     "build",
@@ -33,27 +37,42 @@ import numpy.typing as npt
 import torch
 
 from hiertcn.errors import InputError
+from hiertcn.models.flat_tcn import FlatTCN, TCNConfig
 from hiertcn.models.gru import GRU, GRUConfig
 from hiertcn.models.hiertcn import HierTCN, HierTCNConfig
 from hiertcn.models.hrnn import HRNN, HRNNConfig
 from hiertcn.models.max_item import MaxItem, MaxItemConfig
 from hiertcn.models.memory import MemoryModel
 from hiertcn.models.moving_average import MovingAverage, MovingAverageConfig
-from hiertcn.models.popularity import Counting, LastItems, LastItemsConfig, Popularity, PopularityConfig
+from hiertcn.models.popularity import (
+    Counting,
+    LastItems,
+    LastItemsConfig,
+    MostFrequent,
+    MostFrequentConfig,
+    Popularity,
+    PopularityConfig,
+)
 from hiertcn.models.protocol import Model, VectorConfig, VectorModel
 from hiertcn.models.rules import ItemKNN, ItemKNNConfig, SequentialRules, SequentialRulesConfig
+from hiertcn.models.sasrec import SASRec, SASRecConfig
 from hiertcn.models.sknn import SKNN, SKNNConfig
 from hiertcn.models.trending import Trending, TrendingConfig
+from hiertcn.models.var import VAR, VARConfig
 from hiertcn.vectors import Vectors
 
 ModelConfig = (
     HierTCNConfig
     | HRNNConfig
     | GRUConfig
+    | TCNConfig
+    | SASRecConfig
+    | VARConfig
     | MovingAverageConfig
     | MaxItemConfig
-    | PopularityConfig
+    | MostFrequentConfig
     | LastItemsConfig
+    | PopularityConfig
     | ItemKNNConfig
     | SequentialRulesConfig
     | SKNNConfig
@@ -64,10 +83,14 @@ _MODELS: dict[type[ModelConfig], Any] = {
     HierTCNConfig: HierTCN,
     HRNNConfig: HRNN,
     GRUConfig: GRU,
+    TCNConfig: FlatTCN,
+    SASRecConfig: SASRec,
+    VARConfig: VAR,
     MovingAverageConfig: MovingAverage,
     MaxItemConfig: MaxItem,
-    PopularityConfig: Popularity,
+    MostFrequentConfig: MostFrequent,
     LastItemsConfig: LastItems,
+    PopularityConfig: Popularity,
     ItemKNNConfig: ItemKNN,
     SequentialRulesConfig: SequentialRules,
     SKNNConfig: SKNN,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hiertcn.config import Count, Dropout
 from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
-from hiertcn.ragged import Sequences, SessionBatch
+from hiertcn.ragged import SessionBatch
+from hiertcn.sequences import Sequences
 
 
 class GRUConfig(VectorConfig):

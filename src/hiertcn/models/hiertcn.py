@@ -15,9 +15,9 @@ from hiertcn.config import Count, Dropout, Positive
 from hiertcn.crowd import Horizons
 from hiertcn.models.aggregation import Aggregate, aggregate
 from hiertcn.models.boosts import CrowdBoosts
+from hiertcn.models.low import Low, low_level
 from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
-from hiertcn.models.tcn import TCN
 from hiertcn.ragged import SessionBatch, shift
 
 WEEK = 168 * 3600.0
@@ -28,6 +28,8 @@ Hours = Annotated[tuple[Positive, ...], Field(max_length=8, strict=False)]
 class HierTCNConfig(VectorConfig):
     """Defaults are the paper's for short sessions; `dropout`, `norm` and `clock` are ours and off.
 
+    low:         what reads the running session: "tcn"; or as baselines of You et al. "gru" (HierGRU), of as many layers
+                 as there are channels, or "mean" (Hier-MV), of what was read so far
     head:        "embedding" emits a query in the space of the item vectors; "softmax" has output vectors of its own
     gap_decay:   "fixed" multiplies the state by exp(−gap / 168 h) before a session, "learned" learns the bandwidth
     impressions: the mean vector of what was shown beside the previous event is read with its item's
@@ -42,6 +44,7 @@ class HierTCNConfig(VectorConfig):
     state_layers: Count = 2
     channels: Annotated[tuple[Count, ...], Field(min_length=1, strict=False)] = (128, 128)
     kernel: Count = 5
+    low: Low = "tcn"
     aggregate: Aggregate = "mean"
     head: Literal["embedding", "softmax"] = "embedding"
     gap_decay: Literal["none", "fixed", "learned"] = "none"
@@ -58,6 +61,8 @@ class HierTCNConfig(VectorConfig):
             raise ValueError('head should be "embedding" for given vectors, "l2" ranking or unit queries')
         if any(list(hours) != sorted(set(hours)) for hours in (self.trends, self.follows)):
             raise ValueError("trends and follows should be horizons in increasing order")
+        if self.low == "gru" and len(set(self.channels)) > 1:
+            raise ValueError('channels should all be the same for low = "gru"')
         return self
 
 
@@ -76,7 +81,8 @@ class HierTCN(VectorModel):
         self.reads_impressions = config.impressions
         self.clock = Clock(width) if config.clock else None
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
-        self.tcn = TCN(width, config.channels, config.kernel, config.dropout, config.norm)
+        # Named for what it is in the paper's model.
+        self.tcn = low_level(config.low, width, config.channels, config.kernel, config.dropout, config.norm)
         self.head = nn.Linear(config.channels[-1], self.items.query_size if config.head == "embedding" else items + 1)
         self.horizons = Horizons(config.trends, config.follows)
         columns = len(config.trends) + len(config.follows)

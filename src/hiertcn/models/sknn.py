@@ -68,7 +68,7 @@ class SKNN(Windowed, MemoryModel):
 
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
         sequences = batch.by_session
-        running = sequences.windows(batch, torch.zeros_like(long_term))[sequences.before]
+        running = sequences.windows(self.kept(batch), torch.zeros_like(long_term), sequences.before)
         rows = torch.cat([running, long_term[batch.session]], dim=1)
         return torch.cat([batch.seen.unsqueeze(1), rows.double()], dim=1)
 

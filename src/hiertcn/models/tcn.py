@@ -1,4 +1,4 @@
-"""The low level: causal dilated convolutions with residuals, on the sessions of a batch (You et al., 2019)."""
+"""Causal dilated convolutions with residuals, on sessions or other sequences, unpadded (You et al., 2019)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from hiertcn.ragged import SessionBatch, causal_conv
+from hiertcn.packing import Lagged
+from hiertcn.ragged import causal_conv
 
 
 def receptive_field(kernel: int, layers: int) -> int:
@@ -31,7 +32,7 @@ class Block(nn.Module):
         self.residual = nn.Linear(inputs, channels) if inputs != channels else nn.Identity()
         self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
 
-    def forward(self, hidden: Tensor, batch: SessionBatch) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Lagged) -> Tensor:
         convolved = torch.relu(causal_conv(hidden, self.weight, self.bias, self.dilation, batch))
         out: Tensor = self.norm(torch.relu(convolved + self.residual(hidden)))
         return out
@@ -50,7 +51,7 @@ class TCN(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor, batch: SessionBatch) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Lagged) -> Tensor:
         for block in self.blocks:
             hidden = self.dropout(block(hidden, batch))
         return hidden

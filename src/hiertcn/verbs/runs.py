@@ -12,6 +12,7 @@ import typer
 
 from hiertcn.cache import Cache
 from hiertcn.columns import Columns
+from hiertcn.config import PRESETS
 from hiertcn.errors import InputError
 from hiertcn.files import write_text
 from hiertcn.tables import Layout
@@ -33,7 +34,7 @@ from hiertcn.verbs.flags import (
 def train(
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
-    preset: Annotated[str, typer.Option(help="small, paper, pinterest, hrnn, gru or moving_average.")] = "small",
+    preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "small",
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train part at most.")] = None,
     loss: Annotated[str | None, typer.Option(help="cross_entropy, sampled_softmax, l2 or a ranking loss.")] = None,
@@ -73,7 +74,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     cache: OtherCache = None,
     model: Annotated[
-        str | None, typer.Option(help="Rank by popularity, last_items, or by given vectors: moving_average, max_item.")
+        str | None,
+        typer.Option(
+            help="Rank by popularity, last_items, most_frequent, or by given vectors: moving_average, max_item."
+        ),
     ] = None,
     candidates: Annotated[str, typer.Option(help="all, impressions, or random:N.")] = "all",
     json_file: Annotated[
