@@ -20,8 +20,8 @@ LONGEST = 320
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
-    5: """training demo report pictures timeline progress settings checkpoint optimizer estimate assortment embedding
-          pinsage features averaging memorising""",
+    5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
+          embedding pinsage features averaging memorising""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods""",
     3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
