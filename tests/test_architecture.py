@@ -20,10 +20,10 @@ LONGEST = 320
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
-    5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
+    5: """training demo report sections pictures timeline progress settings spaces contenders jobs children watching tuning checkpoint optimizer estimate assortment
           embedding pinsage features averaging memorising""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
-          neighbourhoods""",
+          neighbourhoods soundness""",
     3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.gru models.hiertcn models.hrnn models.items models.max_item
           models.memory models.moving_average models.outline models.popularity models.protocol models.recurrence
