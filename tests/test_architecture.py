@@ -19,8 +19,8 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
-    5: """training demo report sections pictures timeline progress settings spaces contenders jobs children watching tuning checkpoint optimizer estimate assortment
+    6: "cli verbs verbs.catalogs verbs.comparisons verbs.flags verbs.logs verbs.runs",
+    5: """training demo report sections pictures timeline progress settings spaces contenders jobs children watching tuning comparison comparison_report comparing checkpoint optimizer estimate assortment
           embedding pinsage features averaging memorising""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness""",
@@ -40,7 +40,7 @@ WITHOUT_TORCH = [
 ]
 ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
 # Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
-LAZY = {"cli", "verbs.catalogs", "verbs.runs", ""}
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", ""}
 
 
 def name_of(path: Path) -> str:

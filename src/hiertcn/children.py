@@ -53,7 +53,7 @@ def run_job(job: dict[str, Any], result: Path, say: Callable[[str], None], stopp
     When `stopped` is set the job is told to stop. Raises Stopped if it did so.
     """
     job = {**job, "threads": torch.get_num_threads()}
-    # Not this process's own folder on the path; a session of its own, so that it is told of Ctrl-C by this process only.
+    # -P: not this folder on the path. A session of its own, so that it is told of Ctrl-C by this process only.
     command = [sys.executable, "-P", "-X", "utf8", "-m", "hiertcn.jobs", json.dumps(job), str(result)]
     with refusals(result):
         result.parent.mkdir(parents=True, exist_ok=True)

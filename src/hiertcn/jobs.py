@@ -33,7 +33,7 @@ from hiertcn.cache import Cache
 from hiertcn.errors import HiertcnError, Stopped
 from hiertcn.evaluation import evaluate_model
 from hiertcn.files import written_aside
-from hiertcn.manifest import write_manifest
+from hiertcn.manifest import listed, write_manifest
 from hiertcn.models import CONFIGS, Model, ModelConfig, build, remembers, resolved, trainable
 from hiertcn.progress import Clock
 from hiertcn.soundness import check_soundness
@@ -84,7 +84,7 @@ def _train(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _test(job: dict[str, Any]) -> dict[str, Any]:
-    """A trained trial → the ranks of the test part, in a Parquet file; what ranking took; whether the model is sound."""
+    """A trained trial → ranks of the test part, in a Parquet file; what ranking took; whether the model is sound."""
     cache, (config, _), run = Cache(job["cache"]), _settings(job), Path(job["run"])
     cache.verify()
     learns = trainable(resolved(config, cache.vectors))
@@ -99,6 +99,7 @@ def _test(job: dict[str, Any]) -> dict[str, Any]:
         pl.DataFrame({"event": ranks.events, "rank": ranks.ranks, "among": ranks.among}).write_parquet(aside)
     learned = [p for p in model.parameters() if p.requires_grad] if learns else []
     return {
+        "ranks": listed(Path(job["ranks"])),
         "parameters": sum(p.numel() for p in learned),
         "model_bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
         "state_bytes": model.state_size * model.state_dtype.itemsize,

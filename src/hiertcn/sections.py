@@ -11,6 +11,7 @@ __all__ = [
     "differences",
     "facts",
     "learning",
+    "minus",
     "number",
     "overall",
     "per_event",
@@ -142,18 +143,23 @@ def differences(evaluations: Sequence[Evaluation]) -> Section:
         )
         for other in others
     }
+    grids = minus(tables, lambda weight: f"{first.name} minus each other model, {weight}")
+    text = (
+        f"Paired: both models ranked the same events. A positive number says that {first.name} has the higher metric."
+    )
+    return Section(f"{first.name} against each other model", text, [], grids)
+
+
+def minus(tables: Mapping[str, Table], caption: Callable[[str], str]) -> list[Grid]:
+    """Tables of paired differences by name, per event and per user; `caption` is given which."""
     grids = []
     for weight, estimate in _WEIGHTS.items():
         rows = []
         for name, table in tables.items():
             found = [estimate(table, metric) for metric in METRICS]
             rows.append((name, [cell(e, "+.4f", strong=e[1] > 0 or e[2] < 0) for e in found]))
-        caption = f"{first.name} minus each other model, {weight}; bold where the 95% interval leaves out 0"
-        grids.append(Grid(caption, "minus", _COLUMNS, rows))
-    text = (
-        f"Paired: both models ranked the same events. A positive number says that {first.name} has the higher metric."
-    )
-    return Section(f"{first.name} against each other model", text, [], grids)
+        grids.append(Grid(f"{caption(weight)}; bold where the 95% interval leaves out 0", "minus", _COLUMNS, rows))
+    return grids
 
 
 def learning(histories: Mapping[str, Sequence[Mapping[str, Any]]], names: Sequence[str]) -> Section:

@@ -42,7 +42,7 @@ class _PermutedShard(Shard):
         self._items = items
 
     @property
-    def sessions(self) -> Sessions:  # type: ignore[override]
+    def sessions(self) -> Sessions:
         """Those of the shard, with other items."""
         return replace(super().sessions, items=self._items)
 
@@ -68,8 +68,8 @@ class Permuted(Cache):
 
 @dataclass(frozen=True)
 class Soundness:
-    """MRR per event of a model on the permuted log, with its 95% interval; that of the best constant ranking; the paired
-    difference of the two, with its interval; whether its queries stay when the batch is given other targets."""
+    """MRR per event of a model on the permuted log, with its 95% interval; that of the best constant ranking; the
+    paired difference of the two, with its interval; whether queries stay when the batch is given other targets."""
 
     mrr: Estimate
     constant: float
@@ -83,7 +83,7 @@ class Soundness:
 
 
 def best_constant(targets: Ints) -> Floats:
-    """float64 [T]: ranks of target rows [T] where items are ranked by their frequency among these, ties in any order."""
+    """float64 [T]: ranks of target rows [T] by the frequency of items among these, ties in any order."""
     rows, place, count = np.unique(targets, return_inverse=True, return_counts=True)
     ranks = np.empty(len(rows))
     ranks[np.argsort(-count, kind="stable")] = np.arange(1, len(rows) + 1)

@@ -1,6 +1,6 @@
-"""What tuning may choose of: TOML files with the tables [model] and [train], and proposals out of them by Optuna's TPE.
+"""What tuning may choose of: TOML files with the tables [model] and [train], and proposals of Optuna's TPE.
 
-A key has a list of choices, or a range: `{ low = 0.0005, high = 0.008, log = true }`, whole numbers where both ends are.
+A key has a list of choices, or a range, `{ low = 0.0005, high = 0.008, log = true }`, whole where both ends are.
 """
 
 from __future__ import annotations
@@ -123,11 +123,11 @@ class Space:
 
     def settings(self, chosen: Mapping[str, Any]) -> Settings:
         """The base with `chosen` over it. Raises InputError if that can't be."""
-        model, train = (
-            type(config)(**{**config.model_dump(), **_of_table(chosen, table)})
-            for table, config in zip(_TABLES, self.base, strict=True)
+        model, train = self.base
+        return (
+            type(model)(**{**model.model_dump(), **_of_table(chosen, "model")}),
+            type(train)(**{**train.model_dump(), **_of_table(chosen, "train")}),
         )
-        return model, train
 
     def propose(self, tried: Sequence[Tried], seed: int) -> dict[str, Any] | None:
         """What to try after `tried`: what TPE samples under `seed` and their number alone, so that a study that is gone

@@ -1,18 +1,18 @@
 """Tuning: settings of one model tried on the validation part, each in a process of its own; the best is kept.
 
     STUDY/study.json           what the study is of: the log, the defaults, the space, the seed
-    STUDY/trials/003.json      a trial: what was chosen, how it ranked the validation part, what it took; or why it failed
+    STUDY/trials/003.json      a trial: what was chosen, how it ranked the validation part, what it took; or its end
     STUDY/runs/003             the model directory of the best trial so far, and of one at work
     STUDY/best, best.toml      that directory, and its settings
 
-Trial 0 is the defaults. What a later one tries depends on the results of those before it and the seed alone, and a trial
-that was cut off is gone on with, so a study that was stopped and gone on with is the one that was not. The test part is
-never read.
+Trial 0 is the defaults. What a later one tries depends on the results of those before it and the seed alone, and a
+trial that was cut off is gone on with, so a study that was stopped and gone on with is the one that was not. The test
+part is never read.
 """
 
 from __future__ import annotations
 
-__all__ = ["Study", "study_of", "tune"]
+__all__ = ["Study", "begin_study", "study_of", "tune"]
 
 import json
 import os
@@ -122,7 +122,7 @@ def study_of(
 
     One in which every trial failed before begins again.
     """
-    _begin(out, cache, contender, seed)
+    begin_study(out, cache, contender, seed)
     check_validation(cache, contender.settings[1].validation_users)
     study = Study(out, contender, [])
     stored = [read_result(_file(out, number)) for number in range(trials)]
@@ -149,8 +149,8 @@ def study_of(
     return study
 
 
-def _begin(out: Path, cache: Cache, contender: Contender, seed: int) -> None:
-    """Raises InputError that names what differs if another study stands in `out`."""
+def begin_study(out: Path, cache: Cache, contender: Contender, seed: int) -> None:
+    """State in `out` what the study is of. Raises InputError that names what differs if another one stands there."""
     model, train = contender.settings
     identity = {
         "cache": cache.manifest.fingerprint,
