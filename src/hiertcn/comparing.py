@@ -140,7 +140,7 @@ def _compared(
     folder = out / "models" / contender.name
     study = study_of(cache, contender, int(budget["trials"]), folder, int(budget["seed"]), shown, stopped)
     _check_budget(study, budget)
-    shown.say(f"{contender.name}: the test part, by trial {study.succeeded['number'] + 1}")
+    shown.say(f"{contender.name}: the test part, by the best of {len(study.trials)} trials")
     test = _tested(cache, study, int(budget["seed"]), shown, stopped)
     stored = pl.read_parquet(checked(folder, test["ranks"]))
     if stored.schema != _RANKS:

@@ -1,7 +1,7 @@
 """What a comparison found: models tuned with one budget, the ranks they gave to the same targets, and what they took.
 
-The first model is the one in question. Its baselines are the others that are not HierTCN, or all others where none is
-left; the best of them is the one of the highest MRR on the test part itself, which favours the baselines.
+The first model is the one in question. Its baselines are the other sound ones that are not HierTCN, or all other sound
+ones where none is left; the best of them is that of the highest MRR on the test part itself, which favours baselines.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Comparison:
     @cached_property
     def baseline(self) -> Compared | None:
         """The best baseline; None if there is none."""
-        others = [model for model in self.models if model.name != self.names[0]]
+        others = [model for model in self.models if model.name != self.names[0] and not model.leaks]
         foreign = [model for model in others if not isinstance(model.study.settings[0], HierTCNConfig)]
         return max(foreign or others, key=lambda model: model.evaluation.table.event["mrr"], default=None)
 

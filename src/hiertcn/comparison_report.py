@@ -102,9 +102,9 @@ def _summary(found: Comparison) -> Section:
     text = (
         ""
         if best is None
-        else f"The best baseline is {best.name}: of the models other than {found.names[0]} (and than other HierTCNs, "
-        "where there are others) the one of the highest mrr on the test part. Bold where the 95% interval of the "
-        "paired difference leaves out 0."
+        else f"The best baseline is {best.name}: of the models other than {found.names[0]} and HierTCN, or than "
+        f"{found.names[0]} where there is no such one, that of the highest mrr on the test part. Bold where the 95% "
+        "interval of the paired difference leaves out 0."
     )
     return Section("In short", text, [], [Grid("Models, with 95% intervals", "model", [*columns, ("sound", "")], rows)])
 
@@ -221,10 +221,10 @@ def _tuning(found: Comparison) -> Section:
             epochs = "–" if "failed" in trial else str(len(trial["history"]))
             chosen = trial["chosen"]
             settings = [Cell(_setting(chosen[key])) if key in chosen else Cell("default") for key in keys]
-            rows.append((str(trial["number"] + 1), [Cell(value, strong=best), Cell(epochs), *settings]))
+            rows.append((str(trial["number"]), [Cell(value, strong=best), Cell(epochs), *settings]))
         columns = [(f"validation {found.budget['metric']}", ""), ("epochs", ""), *((key, "") for key in keys)]
         grids.append(Grid(f"Trials of {model.name}; the best is bold", "trial", columns, rows))
-    text = "The first trial is the defaults; the others are proposed by Optuna's TPE. A model without a space has one."
+    text = "Trial 0 is the defaults; the others are proposed by Optuna's TPE. A model without a space has one."
     return Section("Tuning", text, [], grids)
 
 

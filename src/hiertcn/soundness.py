@@ -119,7 +119,8 @@ def _same_queries(model: Model, cache: Cache, part: str, rows: Ints, seed: int) 
     model.eval()
     carried, looks, random = model.zero_state(batches.rows), 0, np.random.default_rng(seed)
     for batch in batches:
-        order = torch.from_numpy(random.permutation(len(batch.targets)))
+        batch = batch.to(carried.device)
+        order = torch.from_numpy(random.permutation(len(batch.targets))).to(carried.device)
         other = replace(batch, targets=batch.targets[order], shown=batch.shown[order])
         queries, after = model(batch, batch.initial(carried))
         if not (other.targets.equal(batch.targets) and other.shown.equal(batch.shown)):
