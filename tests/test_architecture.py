@@ -20,7 +20,8 @@ LONGEST = 320
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.comparisons verbs.flags verbs.logs verbs.runs",
-    5: """training demo report sections pictures timeline progress settings spaces contenders jobs children watching tuning comparison comparison_report comparing checkpoint optimizer estimate assortment
+    5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
+          spaces contenders jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness""",

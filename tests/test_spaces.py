@@ -121,7 +121,8 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         tmp_path,
         "[model]\ndropuot = [0.1]\ndropout = { low = 0.5, high = 0.1 }\nunits = { low = 0, high = 8.5 }\n"
         'dim = []\nkernel = 3\ngap_decay = ["none", "always"]\n'
-        "[train]\nlearning_rate = { low = 0.0, high = 1.0, log = true }\nepochs = [1, 2]\nrows = { low = 1, high = 1.5 }\n"
+        "[train]\nlearning_rate = { low = 0.0, high = 1.0, log = true }\nepochs = [1, 2]\n"
+        "rows = { low = 1, high = 1.5 }\n"
         "clip = { lo = 1, high = 2 }\n[trian]\nx = 1\n",
     )
     for problem in (

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-__all__ = ["read_result", "run_job"]
+__all__ = ["ENDED", "FORKS", "Workshop", "read_result"]
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import TracebackType
 from typing import IO, Any
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from hiertcn.errors import ArtifactError, Stopped
 from hiertcn.files import refusals
 from hiertcn.manifest import read_manifest, write_manifest
 
+FORKS = sys.platform == "linux"
+"""Whether a process that has loaded it all may fork; elsewhere frameworks of the system forbid it."""
 _SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_LEAVE = 10.0
+ENDED = "\x1e"
+"""Begins the line that says with which code a job's process ended."""
 
 
 class _Spent(BaseModel, strict=True):
@@ -33,7 +41,7 @@ class _Spent(BaseModel, strict=True):
 class _Result(BaseModel, strict=True):
     failed: str | None = None
     code: int = 0
-    spent: _Spent | None = Field(default=None)
+    spent: _Spent | None = None
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
@@ -46,75 +54,120 @@ def read_result(path: Path) -> dict[str, Any] | None:
         raise ArtifactError(f"{path} is damaged. Remove it: what it said is then computed again.") from error
 
 
-def run_job(job: dict[str, Any], result: Path, say: Callable[[str], None], stopped: threading.Event) -> dict[str, Any]:
-    """Do `job`, JSON with the name of a task in jobs.TASKS, and the `facts` to state in its result; what it left at
-    `result`, where it says why if it `failed`. Each line it prints is told to `say`.
+class Workshop:
+    """A process that has loaded what jobs need, and makes another one for each job; it begins with the first.
 
-    When `stopped` is set the job is told to stop. Raises Stopped if it did so.
+    say:     is told each line that a job prints
+    stopped: when it is set, the job at work is told to stop
     """
-    job = {**job, "threads": torch.get_num_threads()}
-    # -P: not this folder on the path. A session of its own, so that it is told of Ctrl-C by this process only.
-    command = [sys.executable, "-P", "-X", "utf8", "-m", "hiertcn.jobs", json.dumps(job), str(result)]
-    with refusals(result):
-        result.parent.mkdir(parents=True, exist_ok=True)
-        log = result.with_suffix(".log").open("wb")
-    with log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-    try:
-        _follow(process, say, stopped)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                pipe.close()
-    if not result.exists():
-        if stopped.is_set():
-            raise Stopped(f"Stopped; what was done is saved in {result.parent}. Go on with the same command.")
-        write_manifest(result, {**job["facts"], "failed": _why(process.returncode, log.name), "code": 1})
-    elif not (said := Path(log.name)).stat().st_size:
-        said.unlink()
-    found = read_result(result)
-    assert found is not None
-    return found
 
+    def __init__(self, say: Callable[[str], None], stopped: threading.Event) -> None:
+        self._say, self._stopped = say, stopped
+        self._process: subprocess.Popen[str] | None = None
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
 
-def _follow(process: subprocess.Popen[str], say: Callable[[str], None], stopped: threading.Event) -> None:
-    """Until the process has closed its output."""
-    assert process.stdout is not None
-    lines: SimpleQueue[str | None] = SimpleQueue()
-    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-    told = False
-    while True:
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def do(self, job: dict[str, Any], result: Path) -> dict[str, Any]:
+        """Do `job`, JSON with the name of a task in jobs.TASKS, and the `facts` to state in its result; what it left at
+        `result`, where it says why if it `failed`.
+
+        Raises Stopped if it was told to stop and did.
+        """
+        log = result.with_suffix(".log")
+        with refusals(result):
+            result.parent.mkdir(parents=True, exist_ok=True)
+            log.unlink(missing_ok=True)
+        job = {**job, "threads": torch.get_num_threads(), "result": str(result), "log": str(log)}
+        if self._process is not None and self._process.poll() is not None:
+            self._leave()
+        process = self._process or self._begin(log)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+        code = self._follow(process)
+        if code is None or not FORKS:
+            left = self._leave()
+            code = left if code is None else code
+        if not result.exists():
+            if self._stopped.is_set():
+                raise Stopped(f"Stopped; what was done is saved in {result.parent}. Go on with the same command.")
+            write_manifest(result, {**job["facts"], "failed": _why(code, log), "code": 1})
+        elif log.exists() and not log.stat().st_size:
+            log.unlink()
+        found = read_result(result)
+        assert found is not None
+        return found
+
+    def _begin(self, log: Path) -> subprocess.Popen[str]:
+        # -P: not this folder on the path. A session of its own, so that it is told of Ctrl-C by this process only.
+        # With the other check for GPUs, one may fork after it.
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-X", "utf8", "-m", "hiertcn.jobs"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                encoding="utf-8",
+                errors="replace",
+                env=os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        self._lines = SimpleQueue()
+        threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
+        return self._process
+
+    def _follow(self, process: subprocess.Popen[str]) -> int | None:
+        """The code that the job's process ended with; None where the workshop itself ended."""
+        told = False
+        while True:
+            try:
+                line = self._lines.get(timeout=_SECONDS_BETWEEN_LOOKS)
+            except Empty:
+                line = ""
+            if line is None:
+                return None
+            if line.startswith(ENDED):
+                return int(line.removeprefix(ENDED))
+            if line.strip():
+                self._say(line.rstrip())
+            if self._stopped.is_set() and not told:
+                told = True
+                process.send_signal(signal.SIGTERM)
+
+    def _leave(self) -> int:
+        """End the process; the code it ended with."""
+        if (process := self._process) is None:
+            return 0
+        self._process = None
+        assert process.stdin is not None
+        # It leaves, and so does a job at work, when nobody holds its input any more.
+        with suppress(BrokenPipeError):
+            process.stdin.close()
         try:
-            line = lines.get(timeout=_SECONDS_BETWEEN_LOOKS)
-        except Empty:
-            line = ""
-        if line is None:
-            return
-        if line.strip():
-            say(line.rstrip())
-        if stopped.is_set() and not told:
-            told = True
-            process.send_signal(signal.SIGTERM)
+            code = process.wait(_SECONDS_TO_LEAVE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
+        return code
 
 
 def _read(pipe: IO[str], lines: SimpleQueue[str | None]) -> None:
-    for line in pipe:
-        lines.put(line)
+    with pipe:
+        for line in pipe:
+            lines.put(line)
     lines.put(None)
 
 
-def _why(code: int, log: str) -> str:
+def _why(code: int, log: Path) -> str:
     if code == -signal.SIGKILL:
         return "Its process was killed, as the system does when memory runs out."
     by = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

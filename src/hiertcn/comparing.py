@@ -10,7 +10,6 @@ from __future__ import annotations
 __all__ = ["compare"]
 
 import json
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from pydantic import BaseModel
 from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.checkpoint import check_same, locked, stop_signals
-from hiertcn.children import read_result, run_job
+from hiertcn.children import Workshop, read_result
 from hiertcn.comparison import Compared, Comparison
 from hiertcn.comparison_report import write_comparison
 from hiertcn.contenders import Contender, read_contender
@@ -88,14 +87,19 @@ def compare(
         )
     cache.verify()
     compared, failures = [], {}
-    with locked(out), stop_signals() as stopped, progress or Watch(quiet=True) as shown:
+    with (
+        locked(out),
+        stop_signals() as stopped,
+        progress or Watch(quiet=True) as shown,
+        Workshop(shown.line, stopped) as workshop,
+    ):
         _begin(out, cache, budget)
         for contender in contenders:
             begin_study(out / "models" / contender.name, cache, contender, seed)
         for number, contender in enumerate(contenders):
             shown.model(contender.name, number, len(contenders))
             try:
-                compared.append(_compared(cache, contender, budget, out, shown, stopped))
+                compared.append(_compared(cache, contender, budget, out, shown, workshop))
             except (Stopped, StorageError):
                 raise
             except Exception as error:
@@ -135,13 +139,13 @@ def _begin(out: Path, cache: Cache, budget: dict[str, Any]) -> None:
 
 
 def _compared(
-    cache: Cache, contender: Contender, budget: dict[str, Any], out: Path, shown: Watch, stopped: threading.Event
+    cache: Cache, contender: Contender, budget: dict[str, Any], out: Path, shown: Watch, workshop: Workshop
 ) -> Compared:
     folder = out / "models" / contender.name
-    study = study_of(cache, contender, int(budget["trials"]), folder, int(budget["seed"]), shown, stopped)
+    study = study_of(cache, contender, int(budget["trials"]), folder, int(budget["seed"]), shown, workshop)
     _check_budget(study, budget)
     shown.say(f"{contender.name}: the test part, by the best of {len(study.trials)} trials")
-    test = _tested(cache, study, int(budget["seed"]), shown, stopped)
+    test = _tested(cache, study, int(budget["seed"]), workshop)
     stored = pl.read_parquet(checked(folder, test["ranks"]))
     if stored.schema != _RANKS:
         raise ArtifactError(f"{folder / test['ranks']['file']} has other columns than {', '.join(_RANKS)}. Remove it.")
@@ -162,7 +166,7 @@ def _check_budget(study: Study, budget: dict[str, Any]) -> None:
         )
 
 
-def _tested(cache: Cache, study: Study, seed: int, shown: Watch, stopped: threading.Event) -> dict[str, Any]:
+def _tested(cache: Cache, study: Study, seed: int, workshop: Workshop) -> dict[str, Any]:
     """What the best trial's ranking of the test part took; ranked only if it was not yet. Raises TrainingError if that
     fails."""
     result, best, (model, train) = study.folder / "test.json", study.succeeded, study.settings
@@ -179,7 +183,7 @@ def _tested(cache: Cache, study: Study, seed: int, shown: Watch, stopped: thread
             "seed": seed,
             "facts": {"trial": best["number"]},
         }
-        found = run_job(job, result, shown.line, stopped)
+        found = workshop.do(job, result)
     if "failed" in found:
         raise TrainingError(f"Ranking the test part failed: {found['failed']}")
     return found

@@ -1,9 +1,8 @@
 """What a study does in a process of its own: train one trial, or rank the test part by its best one.
 
-    python -m hiertcn.jobs JOB RESULT       JOB is JSON; RESULT is written, whole, when it is done or has failed
-
-So memory is measured for each by itself, and a death loses nothing else. Standard input is held open by who started it:
-when that process is gone, so is this one.
+`python -m hiertcn.jobs` reads jobs, a line of JSON each, and forks for each of them, so that what they need is loaded
+once, memory is measured for each by itself, and a death loses nothing else. A job's result is written, whole, when it
+is done or has failed. Standard input is held open by who started it: when that process is gone, so are these.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import os
 import re
 import resource
+import signal
 import sys
 import threading
 import time
@@ -25,11 +25,13 @@ from typing import Any
 
 import polars as pl
 import torch
+import torch._dynamo  # as the first step of an optimizer does, here once for all jobs
 from rich.console import Console
 
 from hiertcn import checkpoint
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
+from hiertcn.children import ENDED, FORKS
 from hiertcn.errors import HiertcnError, Stopped
 from hiertcn.evaluation import evaluate_model
 from hiertcn.files import written_aside
@@ -121,9 +123,9 @@ def _leave_with_starter() -> None:
     os._exit(1)
 
 
-def main() -> int:
-    """Do the job of the command line; 0 if it is done, 1 if it failed, and RESULT says why, 130 if it was stopped."""
-    job, result = json.loads(sys.argv[1]), Path(sys.argv[2])
+def _do(job: dict[str, Any]) -> int:
+    """0 if the job is done, 1 if it failed, and its result says why, 130 if it was stopped."""
+    os.dup2(os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), sys.stderr.fileno())
     threading.Thread(target=_leave_with_starter, daemon=True).start()
     torch.set_num_threads(job["threads"])
     begun, resting = time.monotonic(), peak_memory()
@@ -137,9 +139,55 @@ def main() -> int:
         traceback.print_exc()
         found = {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:500], "code": 1}
     spent = {"seconds": time.monotonic() - begun, "memory": peak_memory(), "resting_memory": resting}
-    write_manifest(result, {**job["facts"], **found, "spent": spent})
+    write_manifest(Path(job["result"]), {**job["facts"], **found, "spent": spent})
     return 1 if "failed" in found else 0
 
 
+class _Forks:
+    """Does each job in a fork, and passes SIGTERM on to it."""
+
+    def __init__(self) -> None:
+        self._child = 0
+        signal.signal(signal.SIGTERM, self._pass_on)
+
+    def do(self, job: dict[str, Any]) -> int:
+        """The code that the fork ended with."""
+        # A signal in between would find nobody to be passed on to.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        self._child = os.fork()
+        if not self._child:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        if not self._child:
+            code = 1
+            try:
+                code = _do(job)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        _, status = os.waitpid(self._child, 0)
+        self._child = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def _pass_on(self, number: int, _: Any) -> None:
+        if not self._child:
+            os._exit(128 + number)
+        os.kill(self._child, number)
+
+
+def main() -> None:
+    """Do the jobs that standard input has, one after another, but only one where there are no forks; each ends with a
+    line that says how."""
+    do = _Forks().do if FORKS else _do
+    # Not by iterating, which reads ahead.
+    while line := sys.stdin.readline():
+        code = do(json.loads(line))
+        sys.stdout.write(f"{ENDED}{code}\n")
+        sys.stdout.flush()
+        if not FORKS:
+            break
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

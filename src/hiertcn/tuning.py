@@ -17,7 +17,6 @@ __all__ = ["Study", "begin_study", "study_of", "tune"]
 import json
 import os
 import shutil
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from pydantic import BaseModel
 from hiertcn import checkpoint
 from hiertcn.cache import Cache
 from hiertcn.checkpoint import check_same, locked, stop_signals
-from hiertcn.children import read_result, run_job
+from hiertcn.children import Workshop, read_result
 from hiertcn.contenders import Contender, read_contender
 from hiertcn.errors import InputError, TrainingError
 from hiertcn.files import refusals, write_text
@@ -109,14 +108,19 @@ def tune(
     contender = read_contender(model, {"epochs": epochs, "patience": patience, "seed": seed}, space)
     if trials < 1:
         raise InputError(f"trials is {trials}; expected at least 1.")
-    with locked(out), stop_signals() as stopped, progress or Watch(quiet=True) as shown:
-        study = study_of(cache, contender, trials, out, seed, shown, stopped)
+    with (
+        locked(out),
+        stop_signals() as stopped,
+        progress or Watch(quiet=True) as shown,
+        Workshop(shown.line, stopped) as workshop,
+    ):
+        study = study_of(cache, contender, trials, out, seed, shown, workshop)
     _ = study.succeeded
     return study
 
 
 def study_of(
-    cache: Cache, contender: Contender, trials: int, out: Path, seed: int, shown: Watch, stopped: threading.Event
+    cache: Cache, contender: Contender, trials: int, out: Path, seed: int, shown: Watch, workshop: Workshop
 ) -> Study:
     """The study of a contender in `out`, after as many trials as there are settings to try, `trials` at most.
 
@@ -138,7 +142,7 @@ def study_of(
                 shown.say(f"{contender.name}: nothing is left to try after {number} trials")
                 break
             shown.say(f"{contender.name}: trial {number + 1} of {trials}: {_said(chosen)}")
-            trial = _trial(cache, contender, number, chosen, out, shown, stopped)
+            trial = _trial(cache, contender, number, chosen, out, workshop)
             said = trial.get("failed") or f"validation {trial['metric']} {trial['value']:.4f}"
             shown.say(f"{contender.name}: trial {number + 1} of {trials}: {said}")
         study.trials.append(trial)
@@ -180,8 +184,7 @@ def _trial(
     number: int,
     chosen: dict[str, Any],
     out: Path,
-    shown: Watch,
-    stopped: threading.Event,
+    workshop: Workshop,
 ) -> dict[str, Any]:
     model, train = contender.space.settings(chosen)
     run, result = out / "runs" / f"{number:03}", _file(out, number)
@@ -201,12 +204,12 @@ def _trial(
         "facts": facts,
     }
     resumed = checkpoint.exists(run)
-    found = run_job(job, result, shown.line, stopped)
+    found = workshop.do(job, result)
     if resumed and found.get("code") == InputError.exit_code:
         # Begun with other threads or another version of torch, it can't be gone on with bit for bit.
         shutil.rmtree(run)
         result.unlink()
-        found = run_job(job, result, shown.line, stopped)
+        found = workshop.do(job, result)
     return found
 
 
