@@ -11,6 +11,7 @@ import pytest
 
 import hiertcn as ht
 from commands import Ask, said
+from hiertcn import children
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError
@@ -137,7 +138,11 @@ def test_a_stopped_study_says_how_to_go_on(place: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "study" / "runs" / "000" / "checkpoint.json").read_text())["facts"]["step"] > 0
 
 
-def test_a_model_that_learns_nothing_has_one_trial(cache: Cache, tmp_path: Path) -> None:
+def test_a_model_that_learns_nothing_has_one_trial(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where processes can't fork, too.
+    monkeypatch.setattr(children, "_FORKS", False)
     found = ht.tune(cache, "last_items", 5, tmp_path / "study")
     assert len(found.trials) == 1
     model = simple_model("last_items", cache.catalog)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ENDED", "FORKS", "Workshop", "read_result"]
+__all__ = ["ENDED", "Workshop", "read_result"]
 
 import json
 import os
@@ -24,8 +24,8 @@ from hiertcn.errors import ArtifactError, Stopped
 from hiertcn.files import refusals
 from hiertcn.manifest import read_manifest, write_manifest
 
-FORKS = sys.platform == "linux"
-"""Whether a process that has loaded it all may fork; elsewhere frameworks of the system forbid it."""
+# Elsewhere frameworks of the system forbid a process that has loaded them to fork, as drivers of GPUs do everywhere.
+_FORKS = sys.platform == "linux"
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_LEAVE = 10.0
 ENDED = "\x1e"
@@ -55,7 +55,8 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 
 class Workshop:
-    """A process that has loaded what jobs need, and makes another one for each job; it begins with the first.
+    """A process that has loaded what jobs need, and forks for each job; it begins with the first. Where there can be no
+    forks, it is another one for each job.
 
     say:     is told each line that a job prints
     stopped: when it is set, the job at work is told to stop
@@ -63,6 +64,7 @@ class Workshop:
 
     def __init__(self, say: Callable[[str], None], stopped: threading.Event) -> None:
         self._say, self._stopped = say, stopped
+        self._forks = _FORKS and not torch.cuda.is_available()
         self._process: subprocess.Popen[str] | None = None
         self._lines: SimpleQueue[str | None] = SimpleQueue()
 
@@ -93,7 +95,7 @@ class Workshop:
             process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
         code = self._follow(process)
-        if code is None or not FORKS:
+        if code is None or not self._forks:
             left = self._leave()
             code = left if code is None else code
         if not result.exists():
@@ -108,16 +110,14 @@ class Workshop:
 
     def _begin(self, log: Path) -> subprocess.Popen[str]:
         # -P: not this folder on the path. A session of its own, so that it is told of Ctrl-C by this process only.
-        # With the other check for GPUs, one may fork after it.
         with log.open("wb") as said:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-X", "utf8", "-m", "hiertcn.jobs"],
+                [sys.executable, "-P", "-X", "utf8", "-m", "hiertcn.jobs", "many" if self._forks else "one"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
                 encoding="utf-8",
                 errors="replace",
-                env=os.environ | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                 start_new_session=True,
             )
         assert self._process.stdout is not None

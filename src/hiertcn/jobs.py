@@ -1,8 +1,8 @@
 """What a study does in a process of its own: train one trial, or rank the test part by its best one.
 
-`python -m hiertcn.jobs` reads jobs, a line of JSON each, and forks for each of them, so that what they need is loaded
-once, memory is measured for each by itself, and a death loses nothing else. A job's result is written, whole, when it
-is done or has failed. Standard input is held open by who started it: when that process is gone, so are these.
+`python -m hiertcn.jobs many` reads jobs, a line of JSON each, and forks for each of them, so that what they need is
+loaded once, memory is measured for each by itself, and a death loses nothing else. A job's result is written, whole,
+when it is done or has failed. Standard input is held open by who started it: when that process is gone, so are these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rich.console import Console
 from hiertcn import checkpoint
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
-from hiertcn.children import ENDED, FORKS
+from hiertcn.children import ENDED
 from hiertcn.errors import HiertcnError, Stopped
 from hiertcn.evaluation import evaluate_model
 from hiertcn.files import written_aside
@@ -177,15 +177,15 @@ class _Forks:
 
 
 def main() -> None:
-    """Do the jobs that standard input has, one after another, but only one where there are no forks; each ends with a
-    line that says how."""
-    do = _Forks().do if FORKS else _do
+    """Do the `many` jobs that standard input has, or `one`, and end each with a line that says how it ended."""
+    many = sys.argv[1:] == ["many"]
+    do = _Forks().do if many else _do
     # Not by iterating, which reads ahead.
     while line := sys.stdin.readline():
         code = do(json.loads(line))
         sys.stdout.write(f"{ENDED}{code}\n")
         sys.stdout.flush()
-        if not FORKS:
+        if not many:
             break
 
 
