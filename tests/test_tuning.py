@@ -73,6 +73,7 @@ def test_what_is_done_is_not_done_again(study: Study, cache: Cache, place: Path)
     assert again.trials == study.trials
     assert str(again) == str(study)
     assert before == {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before}
+    assert ht.tune(cache, place / "own.toml", 1, place / "study").succeeded == study.succeeded
 
 
 def test_another_study_in_the_same_place_is_refused(study: Study, cache: Cache, place: Path, tmp_path: Path) -> None:
@@ -88,8 +89,10 @@ def test_another_study_in_the_same_place_is_refused(study: Study, cache: Cache, 
     assert "model.dim was 6, now 7" in told(write_own(tmp_path, config=CONFIG.replace("dim = 6", "dim = 7")))
     assert "space train.rows was [4, 8], now [4]" in told(write_own(tmp_path, space="[train]\nrows = [4]\n"))
     assert "cache was" in told(own, cache=small_cache(tmp_path / "cache", test_items_permuted=True))
+    before = sorted(cache.path.iterdir())
     with pytest.raises(InputError, match="holds a model"):
         ht.tune(cache, own, TRIALS, cache.path)
+    assert sorted(cache.path.iterdir()) == before
 
 
 def test_a_damaged_trial_is_told(study: Study, cache: Cache, place: Path) -> None:

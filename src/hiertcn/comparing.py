@@ -34,7 +34,7 @@ from hiertcn.manifest import checked, read_manifest, write_manifest
 from hiertcn.ranking import Ranks
 from hiertcn.targets import Targets
 from hiertcn.training import TrainConfig
-from hiertcn.tuning import Study, begin_study, study_of
+from hiertcn.tuning import Study, begin_study, check_place, study_of
 from hiertcn.watching import Watch
 
 _DEFAULTS = TrainConfig()
@@ -85,6 +85,7 @@ def compare(
             f"The test part of {cache.path} holds no event on an item of the catalog, so there is nothing to compare "
             "by. Prepare the log with another --split or other fractions."
         )
+    check_place(out)
     cache.verify()
     compared, failures = [], {}
     with (
@@ -95,7 +96,7 @@ def compare(
     ):
         _begin(out, cache, budget)
         for contender in contenders:
-            begin_study(out / "models" / contender.name, cache, contender, seed)
+            begin_study(out / "models" / contender.name, cache, contender)
         for number, contender in enumerate(contenders):
             shown.model(contender.name, number, len(contenders))
             try:
@@ -142,7 +143,7 @@ def _compared(
     cache: Cache, contender: Contender, budget: dict[str, Any], out: Path, shown: Watch, workshop: Workshop
 ) -> Compared:
     folder = out / "models" / contender.name
-    study = study_of(cache, contender, int(budget["trials"]), folder, int(budget["seed"]), shown, workshop)
+    study = study_of(cache, contender, int(budget["trials"]), folder, shown, workshop)
     _check_budget(study, budget)
     shown.say(f"{contender.name}: the test part, by the best of {len(study.trials)} trials")
     test = _tested(cache, study, int(budget["seed"]), workshop)

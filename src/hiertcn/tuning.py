@@ -12,7 +12,7 @@ part is never read.
 
 from __future__ import annotations
 
-__all__ = ["Study", "begin_study", "study_of", "tune"]
+__all__ = ["Study", "begin_study", "check_place", "study_of", "tune"]
 
 import json
 import os
@@ -92,14 +92,15 @@ def tune(
     space: Path | None = None,
     epochs: int | None = None,
     patience: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: Watch | None = None,
 ) -> Study:
     """Try `trials` settings of a model, its defaults first, and keep the one that ranks the validation part best.
 
     model:            a preset, or a TOML file; see `read_contender`, of `space`, too
-    epochs, patience: of every trial, over what the settings say
-    out:              the study's folder. The same call goes on where it was stopped, and more trials are added
+    epochs, patience: of every trial, over what the settings say; so is `seed`, which the proposals are drawn under, too
+    out:              the study's folder. The same call goes on where it was stopped, and more trials are added;
+                      those it has stay, however few are asked for
 
     SIGINT and SIGTERM stop it, and raise Stopped. Raises InputError for settings that are wrong or are not those of the
     study in `out`, and TrainingError if no trial came to an end.
@@ -108,36 +109,35 @@ def tune(
     contender = read_contender(model, {"epochs": epochs, "patience": patience, "seed": seed}, space)
     if trials < 1:
         raise InputError(f"trials is {trials}; expected at least 1.")
+    check_place(out)
     with (
         locked(out),
         stop_signals() as stopped,
         progress or Watch(quiet=True) as shown,
         Workshop(shown.line, stopped) as workshop,
     ):
-        study = study_of(cache, contender, trials, out, seed, shown, workshop)
+        study = study_of(cache, contender, trials, out, shown, workshop)
     _ = study.succeeded
     return study
 
 
-def study_of(
-    cache: Cache, contender: Contender, trials: int, out: Path, seed: int, shown: Watch, workshop: Workshop
-) -> Study:
+def study_of(cache: Cache, contender: Contender, trials: int, out: Path, shown: Watch, workshop: Workshop) -> Study:
     """The study of a contender in `out`, after as many trials as there are settings to try, `trials` at most.
 
     One in which every trial failed before begins again.
     """
-    begin_study(out, cache, contender, seed)
+    begin_study(out, cache, contender)
     check_validation(cache, contender.settings[1].validation_users)
     study = Study(out, contender, [])
-    stored = [read_result(_file(out, number)) for number in range(trials)]
-    if all(trial is None or "failed" in trial for trial in stored):
+    stored = _stored(out)
+    if all("failed" in trial for trial in stored):
         shutil.rmtree(out / "trials", ignore_errors=True)
-    trials = trials if contender.space.keys else 1
+    trials = max(trials, len(stored)) if contender.space.keys else 1
     for number in range(trials):
         shown.trial(number, trials)
         trial = read_result(_file(out, number))
         if trial is None:
-            chosen = {} if number == 0 else contender.space.propose(_tried(study), seed)
+            chosen = {} if number == 0 else contender.space.propose(_tried(study), contender.settings[1].seed)
             if chosen is None:
                 shown.say(f"{contender.name}: nothing is left to try after {number} trials")
                 break
@@ -153,13 +153,18 @@ def study_of(
     return study
 
 
-def begin_study(out: Path, cache: Cache, contender: Contender, seed: int) -> None:
+def check_place(out: Path) -> None:
+    """Raises InputError if there is something else in `out`."""
+    if (out / "manifest.json").exists():
+        raise InputError(f"{out} holds a model or a prepared log. Choose another --out.")
+
+
+def begin_study(out: Path, cache: Cache, contender: Contender) -> None:
     """State in `out` what the study is of. Raises InputError that names what differs if another one stands there."""
     model, train = contender.settings
     identity = {
         "cache": cache.manifest.fingerprint,
         "model": model.name,
-        "seed": seed,
         **{f"model.{key}": value for key, value in model.model_dump(mode="json").items()},
         **{f"train.{key}": value for key, value in train.model_dump(mode="json").items()},
         **{f"space {key}": value for key, value in contender.space.as_json().items()},
@@ -167,10 +172,16 @@ def begin_study(out: Path, cache: Cache, contender: Contender, seed: int) -> Non
     file = out / "study.json"
     if file.exists():
         check_same(out, read_manifest(file, _Begun)["identity"], identity)
-    elif (out / "manifest.json").exists():
-        raise InputError(f"{out} holds a model or a prepared log. Choose another --out.")
     else:
         write_manifest(file, {"identity": identity})
+
+
+def _stored(out: Path) -> list[dict[str, Any]]:
+    """Trials that are done, up to the first that is not."""
+    found: list[dict[str, Any]] = []
+    while (trial := read_result(_file(out, len(found)))) is not None:
+        found.append(trial)
+    return found
 
 
 def _tried(study: Study) -> list[Tried]:

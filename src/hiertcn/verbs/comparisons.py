@@ -27,7 +27,7 @@ def tune(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of a trial at most.", min=1)] = None,
     patience: Annotated[int | None, typer.Option(help="Epochs without a better one that end a trial.", min=1)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
 ) -> None:
     """Tune a model: try settings, keep those that rank the validation part best. The test part is not read."""
     from hiertcn.tuning import tune as tune_model
