@@ -14,7 +14,7 @@ from caches import cache_of
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.evaluation import evaluate_model, simple_model
-from hiertcn.models import CONFIGS, HierTCNConfig, Model, SKNNConfig
+from hiertcn.models import CONFIGS, HierTCNConfig, Model, SKNNConfig, build
 from hiertcn.models.hiertcn import HierTCN
 from hiertcn.models.popularity import LastItems, Popularity
 from hiertcn.preparation import prepare
@@ -23,6 +23,7 @@ from hiertcn.sessions import PARTS
 from hiertcn.soundness import Permuted, best_constant, check_soundness
 from hiertcn.synth import SimulationConfig, simulate
 from hiertcn.training import TrainConfig, train
+from people import KINDS, filled
 from test_evaluation import GAP, ITEMS, people
 
 SIMULATION = SimulationConfig(users=150, tastes=4, ring=6, sessions=8, seed=2)
@@ -38,6 +39,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 @pytest.fixture(scope="module")
 def trained(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(cache, SMALL, FAST, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_is_sound(kind: str, cache: Cache) -> None:
+    model = filled(build(KINDS[kind], cache.catalog.train_events, 0))
+    found = check_soundness(model, cache.catalog, cache)
+    assert not found.leaks, found
 
 
 class Told(LastItems):
@@ -94,8 +102,25 @@ def test_a_model_that_reads_its_own_position_is_flagged(cache: Cache) -> None:
     assert found.leaks
     assert found.mrr[0] > 0.99
     assert found.difference[1] > 0.5
-    # It reads nothing but items.
-    assert found.same_queries
+    assert not found.same_queries
+
+
+class Hinted(Popularity):
+    """Knows whether the item of its own position has an odd row, and makes little of it."""
+
+    def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
+        return (batch.items % 2).unsqueeze(1)
+
+    def score(self, queries: Tensor) -> Tensor:
+        odd = torch.arange(1, self.items_in_catalog + 1) % 2
+        return self.train_events[1:] + 1e-3 * (queries == odd)
+
+
+def test_a_leak_that_is_too_weak_for_chance_is_flagged(cache: Cache) -> None:
+    found = check_soundness(leaky(Hinted, "popularity", cache), cache.catalog, cache)
+    assert found.difference[1] < 0
+    assert not found.same_queries
+    assert found.leaks
 
 
 def test_a_leak_that_was_trained_is_flagged(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

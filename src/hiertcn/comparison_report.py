@@ -197,14 +197,14 @@ def _soundness(found: Comparison) -> Section:
     text = (
         "The items of the test events were permuted among these events, as input and as target, and ranked by each "
         "model. Nothing is left to be known of an event there, so no sound model is above the best constant ranking, "
-        "the items by their frequency among the very targets. Then the batches were given other targets: the queries "
-        "of a sound model stay."
+        "the items by their frequency among the very targets. Then some batches were asked again with other targets, "
+        "and with other items at the last position of each user, which nothing follows: a sound model's queries stay."
     )
     columns = [
         ("mrr, permuted", ""),
         ("mrr of the best constant", ""),
         ("difference", ""),
-        ("queries with other targets", ""),
+        ("queries when asked again", ""),
         ("verdict", ""),
     ]
     return Section("Does a model know its target", text, [], [Grid("Soundness", "model", columns, rows)])
