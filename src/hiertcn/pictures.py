@@ -63,7 +63,7 @@ def comparison(title: str, models: Mapping[str, tuple[Estimate, Estimate]], opti
                 axes.errorbar(
                     value,
                     [index + 0.3 * weight - 0.15],
-                    xerr=[value - low, high - value],
+                    xerr=_spread(value, low, high),
                     **_look(index),
                     linestyle="none",
                     markerfacecolor="none" if weight else None,
@@ -88,8 +88,9 @@ def segments(title: str, way: str, names: Sequence[str], models: Mapping[str, Se
             value, low, high = np.array(estimates).T
             places = np.arange(len(names)) + 0.5 * ((index + 0.5) / len(models) - 0.5)
             line = "solid" if len(names) > 2 else "none"
-            spread = [value - low, high - value]
-            axes.errorbar(places, value, yerr=spread, **_look(index), linestyle=line, label=_short(model))
+            axes.errorbar(
+                places, value, yerr=_spread(value, low, high), **_look(index), linestyle=line, label=_short(model)
+            )
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(way)
@@ -137,6 +138,13 @@ def gains(title: str, values: Floats) -> str:
         axes.set_ylabel("difference")
 
     return _picture(f"{title}, users in order", 3.1, draw)
+
+
+def _spread(value: Floats, low: Floats, high: Floats) -> Floats:
+    """[2, n]: from the value to the ends of its interval; where a few users are drawn again, rounding may put it
+    outside."""
+    out: Floats = np.maximum([value - low, high - value], 0)
+    return out
 
 
 def _short(name: str) -> str:
