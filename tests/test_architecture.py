@@ -19,11 +19,12 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: "cli verbs verbs.catalogs verbs.flags verbs.logs verbs.runs",
-    5: """training demo report pictures timeline progress settings checkpoint optimizer estimate assortment embedding
-          pinsage features averaging memorising""",
-    4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes door
-          neighbourhoods""",
+    6: "cli verbs verbs.catalogs verbs.comparisons verbs.flags verbs.logs verbs.runs",
+    5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
+          spaces contenders jobs children watching tuning comparison comparison_report comparing
+          embedding pinsage features averaging memorising""",
+    4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
+          neighbourhoods soundness door""",
     3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
           models.low models.max_item models.memory models.moving_average models.outline models.popularity
@@ -41,7 +42,7 @@ WITHOUT_TORCH = [
 ]
 ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
 # Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
-LAZY = {"cli", "verbs.catalogs", "verbs.runs", ""}
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", ""}
 
 
 def name_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from hiertcn.cache import Cache
 from hiertcn.evaluation import evaluate
 from hiertcn.metrics import METRICS
 
-VERBS = ["prepare", "inspect", "train", "evaluate", "recommend", "simulate", "demo"]
+VERBS = ["prepare", "inspect", "train", "evaluate", "tune", "compare", "recommend", "simulate", "demo"]
 
 
 @pytest.fixture
@@ -233,6 +233,15 @@ def test_the_data_verbs_run_where_there_is_no_torch(tmp_path: Path, place: Path)
         timeout=120,
     )
     said(Answer(done.returncode, done.stdout, done.stderr), 2, "torch", "hiertcn[train]")
+    code = "import sys; sys.modules['optuna'] = None; from hiertcn.cli import main; main()"
+    for verb in (["tune"], ["compare", "--models", "popularity"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *verb, str(place / "cache"), "--trials", "1", "--out", str(tmp_path / "out")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        said(Answer(done.returncode, done.stdout, done.stderr), 2, "optuna", "hiertcn[tune]")
 
 
 def test_verbs_run_as_commands(place: Path, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hiertcn import progress
+from hiertcn import progress, watching
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import StorageError
-from hiertcn.progress import Progress
+from hiertcn.progress import Clock, Progress
+from hiertcn.watching import Watch
 from runs import run_of, small_cache, state_of
 
 
@@ -89,3 +90,47 @@ def test_a_full_disk_is_told(cache: Cache, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(progress.SummaryWriter, "add_scalar", full)
     with pytest.raises(StorageError, match="tensorboard"):
         run_of(cache, tmp_path / "run")
+
+
+def test_the_clock_counts_targets_and_changes_nothing(cache: Cache, tmp_path: Path) -> None:
+    clock = Clock(quiet=True)
+    clocked, plain = run_of(cache, tmp_path / "a", progress=clock), run_of(cache, tmp_path / "b")
+    assert clocked.manifest == plain.manifest
+    trained = 2 * cache.manifest.parts["train"]["events"]
+    # Of the first step, whose batch is at most 4 rows of 4 chunks of 3 events.
+    assert trained - 48 <= clock.targets < trained
+    assert clock.rate is not None
+    assert clock.rate == pytest.approx(clock.targets / clock.seconds)
+    # What was trained in another process is not counted.
+    again = Clock(quiet=True)
+    run_of(cache, tmp_path / "a", resume=True, progress=again)
+    assert (again.targets, again.rate) == (0, None)
+
+
+def watched(console: Console) -> None:
+    with Watch(console) as watch:
+        watch.model("small", 0, 2)
+        watch.trial(1, 3)
+        watch.line("epoch 1/2 [x] loss")
+        watch.say("small: trial 2 of 3: [red]dim[/red] 8")
+
+
+def test_a_comparison_is_told_in_plain_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    watched(Console(file=shown, width=40))
+    lines = ["small: model 1 of 2", "small: trial 2 of 3: [red]dim[/red] 8"]
+    assert shown.getvalue().splitlines() == lines
+    # What a job says of itself comes seldom.
+    monkeypatch.setattr(watching, "_SECONDS_BETWEEN_LINES", 0.0)
+    watched(Console(file=shown, width=40))
+    assert shown.getvalue().splitlines() == [*lines, lines[0], "  epoch 1/2 [x] loss", lines[1]]
+
+
+def test_bars_over_models_and_trials_on_a_terminal() -> None:
+    shown = io.StringIO()
+    watched(Console(file=shown, force_terminal=True, width=120))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    assert "models: small" in text
+    assert "epoch 1/2 [x] loss" in text
+    assert "[red]dim[/red] 8" in text
+    assert re.search(r"1/3\s", text)

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from caches import User, cache_of
+from hiertcn import pictures
 from hiertcn.cache import Cache, write_cache
 from hiertcn.catalog import Catalog
 from hiertcn.errors import InputError
@@ -205,6 +206,16 @@ def test_pictures_say_what_they_show(page: Page) -> None:
         assert alt.split()[0] in [text_of(text) for text in svg.iter("{http://www.w3.org/2000/svg}text")]
         assert "_$x^$ <img src=x onerror" in shown
     assert len({alt for alt, _ in pictures}) == len(pictures)
+
+
+def test_a_value_that_rounding_puts_outside_its_interval_can_be_shown() -> None:
+    value = 0.1 + 0.2
+    estimate = (value, np.nextafter(value, 1), value)
+    shown = (
+        pictures.comparison("mrr", {"a": (estimate, estimate)}, None),
+        pictures.segments("mrr", "item", ["x"], {"a": [estimate]}),
+    )
+    assert all(picture.startswith("data:image/svg+xml") for picture in shown)
 
 
 def test_learning_curves_hold_the_history(page: Page) -> None:

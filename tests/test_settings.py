@@ -33,7 +33,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def test_the_presets() -> None:
     remembering = {"item_knn", "sequential_rules", "stan", "vsknn", "vsknn_ebr"}
     averages = {"moving_average", "moving_average_exponential", "moving_average_gap"}
-    own = {"small", "paper", "pinterest", "hier_gru", "hier_mv"}
+    own = {"strong", "small", "paper", "pinterest", "hier_gru", "hier_mv"}
     assert set(PRESETS) == own | averages | remembering | {"hrnn", "gru", "tcn", "sasrec", "var"}
     assert read_settings("paper")[0] == HierTCNConfig(head="softmax")
     for preset in PRESETS:
@@ -58,6 +58,15 @@ def test_single_settings_stand_over_the_file(tmp_path: Path) -> None:
     file.write_text("[model]\ndim = 5\nunits = 6\n[train]\nepochs = 3\n")
     model, train = read_settings("small", file, {"dim": 9, "units": None}, {"epochs": None, "seed": 4})
     assert (model, train) == (HierTCNConfig(dim=9, units=6), TrainConfig(epochs=3, seed=4))
+
+
+def test_a_rate_that_falls_till_the_end_does_so_however_long_training_is(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[train]\nepochs = 9\ndecay_epochs = 9\n")
+    assert read_settings("small", file, train={"epochs": 4})[1] == TrainConfig(epochs=4, decay_epochs=4)
+    assert read_settings("small", file, train={"epochs": 4, "decay_epochs": 0})[1] == TrainConfig(epochs=4)
+    file.write_text("[train]\nepochs = 9\ndecay_epochs = 5\n")
+    assert read_settings("small", file, train={"epochs": 4})[1] == TrainConfig(epochs=4, decay_epochs=5)
 
 
 def told(*args: Any) -> str:

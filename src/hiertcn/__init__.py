@@ -3,6 +3,8 @@
     cache = prepare("events.parquet", "cache/")       a log of who, what, when → sessions on disk
     run = train(cache, HierTCNConfig(), TrainConfig(), out="runs/a")
     evaluate(run, cache, split="test")                exact ranks over the whole catalog, with intervals
+    tune(cache, "small", trials=20, out="study/")     the settings that rank the validation part best
+    compare(cache, ["small", "hrnn"], 20, "compare/") models tuned with the same budget, side by side
     Recommender.load("runs/a")                        observe(user, item, time), recommend(user, k)
 
 Names are imported when they are first used, so that preparing a log or reading a cache does not load torch.
@@ -17,6 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hiertcn.cache import Cache as Cache
+    from hiertcn.comparing import compare as compare
     from hiertcn.errors import HiertcnError as HiertcnError
     from hiertcn.evaluation import evaluate as evaluate
     from hiertcn.models import GRUConfig as GRUConfig
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from hiertcn.synth import simulate as simulate
     from hiertcn.training import TrainConfig as TrainConfig
     from hiertcn.training import train as train
+    from hiertcn.tuning import tune as tune
 
 _HOMES = {
     "Cache": "cache",
@@ -40,10 +44,12 @@ _HOMES = {
     "Recommender": "recommender",
     "SimulationConfig": "synth",
     "TrainConfig": "training",
+    "compare": "comparing",
     "evaluate": "evaluation",
     "prepare": "preparation",
     "simulate": "synth",
     "train": "training",
+    "tune": "tuning",
 }
 __all__ = [*_HOMES, "__version__"]
 

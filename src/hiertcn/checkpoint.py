@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["begin", "exists", "load", "locked", "save", "stop_signals"]
+__all__ = ["begin", "check_same", "exists", "load", "locked", "save", "stop_signals"]
 
 import fcntl
 import os
@@ -106,7 +106,13 @@ def begin(folder: Path, identity: dict[str, Any], resume: bool) -> bool:
     if not exists(folder):
         raise InputError(f"{folder} holds no checkpoint to resume from. Leave --resume out to start a new run.")
     found = read_manifest(folder / _NAME, _Checkpoint)
-    stored = found["identity"]
+    check_same(folder, found["identity"], identity)
+    drop_others(folder, _STEM, found["tensors"]["file"])
+    return True
+
+
+def check_same(folder: Path, stored: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises InputError that names every setting in which what `folder` was begun with differs from `identity`."""
     differing = [
         f"{key} was {_short(stored.get(key))}, now {_short(identity.get(key))}"
         for key in sorted(set(stored) | set(identity))
@@ -117,8 +123,6 @@ def begin(folder: Path, identity: dict[str, Any], resume: bool) -> bool:
             f"{folder} can't be resumed with other settings: {'; '.join(differing)}. "
             "Use what the run was started with, or start a new one in another --out."
         )
-    drop_others(folder, _STEM, found["tensors"]["file"])
-    return True
 
 
 def _short(value: Any) -> str:

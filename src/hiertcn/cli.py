@@ -15,7 +15,7 @@ from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.errors import HiertcnError, InputError
 from hiertcn.quarantine import shown
-from hiertcn.verbs import catalogs, logs, runs
+from hiertcn.verbs import catalogs, comparisons, logs, runs
 from hiertcn.verbs.flags import console, say
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 _EXTRAS = {
     **dict.fromkeys(("torch", "scipy", "tensorboard", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("sklearn", "torch_geometric"), "embed"),
+    "optuna": "tune",
 }
 
 
@@ -51,6 +52,8 @@ for verb, example in (
     (logs.simulate, "simulate --out events.parquet --users 2000"),
     (runs.train, "train cache --out runs/a --epochs 5"),
     (runs.evaluate, "evaluate runs/a --split test --json metrics.json --predictions predictions.parquet"),
+    (comparisons.tune, "tune cache --preset small --trials 20 --out study"),
+    (comparisons.compare, "compare cache --models small,hrnn,vsknn,own.toml --trials 20 --out comparison"),
     (runs.recommend, "recommend runs/a --user u1 -k 10 --exclude-seen"),
     (runs.embed_users, "embed-users runs/a cache --out users.parquet"),
 ):

@@ -10,6 +10,7 @@ __all__ = [
     "Listed",
     "checked",
     "drop_others",
+    "listed",
     "read_manifest",
     "read_tensors",
     "write_manifest",
@@ -50,6 +51,11 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[s
     digest = digest_of(written)
     named = written.rename(folder / f"{stem}-{digest[:12]}.safetensors")
     return {"file": named.name, "sha256": digest, "bytes": named.stat().st_size}
+
+
+def listed(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file beside it."""
+    return {"file": path.name, "sha256": digest_of(path), "bytes": path.stat().st_size}
 
 
 def checked(folder: Path, listed: dict[str, Any]) -> Path:

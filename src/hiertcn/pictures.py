@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Estimate", "colour", "comparison", "curves", "segments"]
+__all__ = ["Estimate", "colour", "comparison", "curves", "gains", "recalls", "segments"]
 
 import base64
 import io
@@ -11,10 +11,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+Floats = npt.NDArray[np.float64]
 Estimate = tuple[float, float, float]
 """A value and the ends of its interval."""
 
@@ -61,7 +63,7 @@ def comparison(title: str, models: Mapping[str, tuple[Estimate, Estimate]], opti
                 axes.errorbar(
                     value,
                     [index + 0.3 * weight - 0.15],
-                    xerr=[value - low, high - value],
+                    xerr=_spread(value, low, high),
                     **_look(index),
                     linestyle="none",
                     markerfacecolor="none" if weight else None,
@@ -86,8 +88,9 @@ def segments(title: str, way: str, names: Sequence[str], models: Mapping[str, Se
             value, low, high = np.array(estimates).T
             places = np.arange(len(names)) + 0.5 * ((index + 0.5) / len(models) - 0.5)
             line = "solid" if len(names) > 2 else "none"
-            spread = [value - low, high - value]
-            axes.errorbar(places, value, yerr=spread, **_look(index), linestyle=line, label=_short(model))
+            axes.errorbar(
+                places, value, yerr=_spread(value, low, high), **_look(index), linestyle=line, label=_short(model)
+            )
         axes.set_xticks(range(len(names)), names)
         axes.set_ylim(bottom=0)
         axes.set_xlabel(way)
@@ -107,6 +110,41 @@ def curves(title: str, models: Mapping[str, tuple[int, Sequence[int], Sequence[f
         axes.set_ylabel(title)
 
     return _picture(f"{title} by epoch", _height(models), draw)
+
+
+def recalls(models: Mapping[str, Floats]) -> str:
+    """Recall@K of each model for K = 1, 2, …, [n]."""
+
+    def draw(axes: Axes) -> None:
+        for index, (model, values) in enumerate(models.items()):
+            every = max(1, len(values) // 10)
+            axes.plot(range(1, len(values) + 1), values, **_look(index), markevery=every, label=_short(model))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("K")
+        axes.set_ylabel("recall@K")
+
+    return _picture("recall@K of each model", _height(models), draw)
+
+
+def gains(title: str, values: Floats) -> str:
+    """Differences of U users, ascending, above the share of users up to each."""
+
+    def draw(axes: Axes) -> None:
+        share = np.arange(1, len(values) + 1) / len(values)
+        axes.fill_between(share, values, step="pre", color=colour(0), alpha=0.3)
+        axes.step(share, values, where="pre", color=colour(0), label=title)
+        axes.axhline(0, color=_INK, linewidth=0.8)
+        axes.set_xlabel("share of users")
+        axes.set_ylabel("difference")
+
+    return _picture(f"{title}, users in order", 3.1, draw)
+
+
+def _spread(value: Floats, low: Floats, high: Floats) -> Floats:
+    """[2, n]: from the value to the ends of its interval; where a few users are drawn again, rounding may put it
+    outside."""
+    out: Floats = np.maximum([value - low, high - value], 0)
+    return out
 
 
 def _short(name: str) -> str:

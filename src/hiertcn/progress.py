@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Progress"]
+__all__ = ["Clock", "Progress"]
 
 import time
 from pathlib import Path
@@ -108,3 +108,31 @@ class Progress:
     def say(self, text: str) -> None:
         if not self._quiet:
             self._console.print(text, highlight=False)
+
+
+class Clock(Progress):
+    """Counts, besides, the `targets` that are trained on and the `seconds` of it: without validation, and without the
+    first step, which waits for what is made only once."""
+
+    targets = 0
+    seconds = 0.0
+    _mark: float | None = None
+
+    @property
+    def rate(self) -> float | None:
+        """Targets a second; None where there was no second step."""
+        return self.targets / self.seconds if self.seconds else None
+
+    def step(self, batch: int, batches: int, events: int, loss: Tensor) -> None:
+        """As `Progress.step`."""
+        now = time.monotonic()
+        if self._mark is not None:
+            self.targets += events
+            self.seconds += now - self._mark
+        self._mark = now
+        super().step(batch, batches, events, loss)
+
+    def epoch(self, line: dict[str, Any], metric: str, best: float) -> None:
+        """As `Progress.epoch`."""
+        super().epoch(line, metric, best)
+        self._mark = time.monotonic()

@@ -44,7 +44,12 @@ def read_settings(
         )
     else:
         model_config = _collected(CONFIGS[name], chosen, problems)
-    train_config = _collected(TrainConfig, {**settings.get("train", {}), **_given(train)}, problems)
+    training = {**settings.get("train", {}), **_given(train)}
+    schedule = settings.get("train", {}).get("decay_epochs")
+    if schedule is not None and schedule == settings["train"].get("epochs"):
+        # A rate that falls till the end of training still does where that is another.
+        training["decay_epochs"] = _given(train).get("decay_epochs", training["epochs"])
+    train_config = _collected(TrainConfig, training, problems)
     if problems or model_config is None or train_config is None:
         raise InputError(f"{where}: {' '.join(problems)}")
     return model_config, train_config

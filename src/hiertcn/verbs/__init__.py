@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-__all__ = ["catalogs", "flags", "logs", "runs"]
+__all__ = ["catalogs", "comparisons", "flags", "logs", "runs"]
