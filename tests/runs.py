@@ -21,8 +21,9 @@ from hiertcn.manifest import write_manifest
 from hiertcn.models import HierTCNConfig, ModelConfig
 from hiertcn.preparation import prepare
 from hiertcn.progress import Progress
+from hiertcn.settings import TrainConfig
 from hiertcn.synth import SimulationConfig, simulate
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 
 SIMULATION = SimulationConfig(users=30, tastes=3, ring=5, sessions=5, session_length=3, seed=1)
 MODEL = HierTCNConfig(dim=6, units=5, channels=(7, 7), kernel=3, dropout=0.3)

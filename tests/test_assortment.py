@@ -17,7 +17,8 @@ from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.evaluation import evaluate
 from hiertcn.models import HierTCNConfig
 from hiertcn.recommender import Recommender
-from hiertcn.training import TrainConfig, train
+from hiertcn.settings import TrainConfig
+from hiertcn.training import train
 from logs import BEGIN
 from test_vectors import DIM, ITEMS, SHORT, listed, prepared, scores_of, some_vectors
 

@@ -11,8 +11,9 @@ import pytest
 from commands import Ask, said
 from hiertcn.models import HierTCNConfig
 from hiertcn.preparation import prepare
+from hiertcn.settings import TrainConfig
 from hiertcn.synth import SimulationConfig, simulate
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 
 
 @pytest.fixture

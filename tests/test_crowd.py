@@ -28,8 +28,9 @@ from hiertcn.models.boosts import among, of_rows, spread
 from hiertcn.negatives import Negatives
 from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
+from hiertcn.settings import TrainConfig
 from hiertcn.streams import crowd_of, known_rows
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 from hiertcn.trends import MOST, PERIOD
 from runs import relisted
 from scoring import in_batches
@@ -94,11 +95,11 @@ def test_the_order_of_what_is_read_changes_nothing(events: Events, random: Any) 
 
 
 @settings(deadline=None)
-@given(logs, st.integers(0, 60))
-def test_observed_one_by_one_it_is_the_same_at_every_moment(events: Events, known: int) -> None:
-    """Of the first `known` events it is read at once, and told the others."""
+@given(logs, st.integers(0, 40))
+def test_observed_one_by_one_it_is_the_same_at_every_moment(events: Events, minutes: int) -> None:
+    """The events of the first minutes are read at once, the others told."""
     events = sorted(events, key=lambda event: event[2])
-    known = min(known, len(events))
+    known = sum(time < (START // PERIOD + minutes) * PERIOD for _, _, time in events)
     whole, told_one = crowd(events), crowd(events[:known]) if known else Crowd(HORIZONS, CATALOG)
     for row, before, time in events[known:]:
         now, after = np.array([time]), np.array([before])
@@ -164,6 +165,23 @@ def test_follows_stay_within_the_session_and_pass_over_unknown_items(tmp_path: P
 
 
 # Models.
+
+
+def test_repeats_boost_what_was_picked_so_many_events_ago(tmp_path: Path) -> None:
+    """In the running session only; an item picked twice has both boosts."""
+    users: list[User] = [("u", [5, 1, 2, 1, 4], [START - 9000, START, START + 1, START + 2, START + 3], "test")]
+    cache = cache_of(tmp_path / "cache", users, 1800, CATALOG)
+    models = [build(HierTCNConfig(**SMALL, repeats=lags), cache.catalog.train_events, 0).eval() for lags in (0, 3)]
+    with torch.no_grad():
+        models[1].load_state_dict(models[0].state_dict(), strict=False)
+        models[1].repeats.weigh.weight.zero_()  # type: ignore[union-attr]
+        models[1].repeats.weigh.bias.copy_(torch.tensor([1.0, 10.0, 100.0]))  # type: ignore[union-attr]
+    without, found = (in_batches(model, batches_of(cache, "test", rows=1, sessions=9, chunk=9)) for model in models)
+    expected = torch.zeros(5, CATALOG)
+    expected[2, 0] = 1
+    expected[3, [1, 0]] = torch.tensor([1.0, 10.0])
+    expected[4, [0, 1]] = torch.tensor([101.0, 10.0])
+    torch.testing.assert_close(found - without, expected, atol=1e-4, rtol=0)
 
 
 def drawn(queries: int, seed: int) -> torch.Tensor:
@@ -357,5 +375,5 @@ def test_a_damaged_crowd_is_refused(run: Run, tmp_path: Path) -> None:
 def test_what_can_not_learn_or_hold_it_is_refused(cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="increasing"):
         HierTCNConfig(trends=(2.0, 1.0))
-    with pytest.raises(InputError, match="does not learn how much trends"):
+    with pytest.raises(InputError, match="does not learn how much to boost"):
         train(cache, HierTCNConfig(follows=(1.0,)), TrainConfig(loss="bpr"), tmp_path / "run")

@@ -18,7 +18,8 @@ from hiertcn.errors import InputError
 from hiertcn.models import HierTCNConfig, build
 from hiertcn.models.outline import outline
 from hiertcn.progress import Progress
-from hiertcn.training import TrainConfig, train
+from hiertcn.settings import TrainConfig
+from hiertcn.training import train
 from runs import MODEL, SAMPLED, run_of, small_cache
 
 

@@ -20,9 +20,10 @@ from hiertcn.impressions import MOST, read_views
 from hiertcn.models import HierTCNConfig
 from hiertcn.preparation import prepare
 from hiertcn.ranking import rank, ranking_batches
+from hiertcn.settings import TrainConfig
 from hiertcn.streams import known_rows
 from hiertcn.tables import Layout
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 from logs import BEGIN
 from scoring import in_batches
 

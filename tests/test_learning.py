@@ -20,8 +20,9 @@ from hiertcn.metrics import Table, difference, measure
 from hiertcn.models import GRUConfig, HierTCNConfig, ModelConfig, MovingAverageConfig, hiertcn
 from hiertcn.models.hiertcn import HierTCN
 from hiertcn.preparation import prepare
+from hiertcn.settings import TrainConfig
 from hiertcn.synth import SimulationConfig, optimum, shuffled, simulate
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 
 SIMULATION = SimulationConfig(users=1000, tastes=8, ring=12, sessions=12)
 BOTH = HierTCNConfig(dim=48, units=48, channels=(48, 48), norm=True, dropout=0.1)

@@ -13,6 +13,7 @@ from caches import User, batches_of, cache_of
 from hiertcn.batching import SessionBatches
 from hiertcn.losses import cross_entropy
 from hiertcn.models import CONFIGS, Model, ModelConfig, VectorModel, build, remembers, trainable
+from hiertcn.models.boosts import spread
 from hiertcn.models.flat_tcn import TCNConfig
 from hiertcn.models.gru import GRUConfig
 from hiertcn.models.hiertcn import HierTCNConfig
@@ -51,6 +52,7 @@ MODELS: dict[str, ModelConfig] = {
     "hiertcn-learned-decay": hiertcn(gap_decay="learned"),
     "hiertcn-norm": hiertcn(norm=True),
     "hiertcn-clock": hiertcn(clock=True),
+    "hiertcn-repeats": hiertcn(repeats=3),
     "hiertcn-4-layers": hiertcn(channels=(7, 7, 7, 7)),
     "hiertcn-1-state-layer": hiertcn(state_layers=1, gap_decay="fixed"),
     "hiertcn-dropout": hiertcn(dropout=0.3),
@@ -214,9 +216,10 @@ class TestModelContract:
         assert scores.isfinite().all()
         if isinstance(model, VectorModel):
             batch, queries = next(passed(model, logged(PEOPLE)))
-            assert queries.shape == (len(batch.items), model.vectors.shape[1])
-            full = queries @ model.vectors.T + (0 if model.bias is None else model.bias)
-            close(model.score(queries), full[:, 1:])
+            vectors, boosts = model.parted(queries)
+            assert vectors.shape == (len(batch.items), model.vectors.shape[1])
+            full = vectors @ model.vectors.T + (0 if model.bias is None else model.bias)
+            close(model.score(queries), full[:, 1:] + (0 if boosts is None else spread(boosts, CATALOG)))
 
     def test_forward_is_fold_then_encode(self, model: Model, logged: Log) -> None:
         model.eval()
@@ -247,8 +250,9 @@ class TestModelContract:
         for batch, queries in passed(model, logged(PEOPLE)):
             known = batch.targets > 0
             if known.any():
-                asked = queries[batch.positions[known]]
-                cross_entropy(asked, batch.targets[known], model.vectors, model.bias).backward()
+                asked, boosts = model.parted(queries[batch.positions[known]])
+                dense = None if boosts is None else spread(boosts, CATALOG)
+                cross_entropy(asked, batch.targets[known], model.vectors, model.bias, dense).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name

@@ -16,9 +16,8 @@ from caches import batches_of
 from hiertcn.cache import Cache
 from hiertcn.errors import InputError
 from hiertcn.models import CONFIGS, GRUConfig, HierTCNConfig, LastItemsConfig, MemoryModel, ModelConfig, build
-from hiertcn.settings import PRESETS, read_settings
+from hiertcn.settings import PRESETS, TrainConfig, read_settings
 from hiertcn.streams import crowd_of, known_rows, train_sessions
-from hiertcn.training import TrainConfig
 from runs import small_cache
 
 
@@ -214,6 +213,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "impressions": True,
         "trends": (200.0,),
         "follows": (200.0,),
+        "repeats": 3,
         **COMMON,
     },
     "hrnn": {"units": 6, "dropout": 0.5, **COMMON},

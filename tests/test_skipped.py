@@ -20,9 +20,10 @@ from hiertcn.evaluation import evaluate
 from hiertcn.models import HierTCNConfig, build
 from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
+from hiertcn.settings import TrainConfig
 from hiertcn.states.state import DIGEST, UserState
 from hiertcn.streams import known_rows
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 from hiertcn.userqueries import current_queries, write_user_queries
 from logs import BEGIN
 from runs import small_cache

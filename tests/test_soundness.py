@@ -20,9 +20,10 @@ from hiertcn.models.popularity import LastItems, Popularity
 from hiertcn.preparation import prepare
 from hiertcn.ragged import SessionBatch
 from hiertcn.sessions import PARTS
+from hiertcn.settings import TrainConfig
 from hiertcn.soundness import Permuted, best_constant, check_soundness
 from hiertcn.synth import SimulationConfig, simulate
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 from people import KINDS, filled
 from test_evaluation import GAP, ITEMS, people
 

@@ -12,9 +12,8 @@ import pytest
 from hiertcn.contenders import UNTRAINED, read_contender
 from hiertcn.errors import InputError
 from hiertcn.models import HierTCNConfig
-from hiertcn.settings import PRESETS
+from hiertcn.settings import PRESETS, TrainConfig
 from hiertcn.spaces import Choices, Range, Settings, Space, Tried, read_space
-from hiertcn.training import TrainConfig
 
 BASE: Settings = (HierTCNConfig(), TrainConfig())
 WHOLE = """

@@ -20,7 +20,8 @@ from hiertcn.cache import Cache
 from hiertcn.errors import InputError, TrainingError
 from hiertcn.losses import RANKING
 from hiertcn.models import HierTCNConfig, LastItemsConfig, PopularityConfig
-from hiertcn.training import TrainConfig, train
+from hiertcn.settings import TrainConfig
+from hiertcn.training import train
 from runs import MODEL, SAMPLED, TRAIN, files_of, run_of, small_cache, state_of
 
 

@@ -31,7 +31,8 @@ from hiertcn.models import (
 )
 from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
-from hiertcn.training import TrainConfig, train
+from hiertcn.settings import TrainConfig
+from hiertcn.training import train
 from logs import BEGIN
 
 ITEMS, DIM = 12, 6

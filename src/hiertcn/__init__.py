@@ -1,7 +1,7 @@
 """Next-item recommendations in real time, from what a person did over many sessions.
 
     cache = prepare("events.parquet", "cache/")       a log of who, what, when → sessions on disk
-    run = train(cache, HierTCNConfig(), TrainConfig(), out="runs/a")
+    run = train(cache, out="runs/a")                  the preset strong, or configs of your own
     evaluate(run, cache, split="test")                exact ranks over the whole catalog, with intervals
     tune(cache, "small", trials=20, out="study/")     the settings that rank the validation part best
     compare(cache, ["small", "hrnn"], 20, "compare/") models tuned with the same budget, side by side
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from hiertcn.models import MovingAverageConfig as MovingAverageConfig
     from hiertcn.preparation import prepare as prepare
     from hiertcn.recommender import Recommender as Recommender
+    from hiertcn.settings import TrainConfig as TrainConfig
+    from hiertcn.settings import read_settings as read_settings
     from hiertcn.synth import SimulationConfig as SimulationConfig
     from hiertcn.synth import simulate as simulate
-    from hiertcn.training import TrainConfig as TrainConfig
     from hiertcn.training import train as train
     from hiertcn.tuning import tune as tune
 
@@ -43,10 +44,11 @@ _HOMES = {
     "MovingAverageConfig": "models",
     "Recommender": "recommender",
     "SimulationConfig": "synth",
-    "TrainConfig": "training",
+    "TrainConfig": "settings",
     "compare": "comparing",
     "evaluate": "evaluation",
     "prepare": "preparation",
+    "read_settings": "settings",
     "simulate": "synth",
     "train": "training",
     "tune": "tuning",

@@ -32,8 +32,8 @@ from hiertcn.evaluation import Evaluation
 from hiertcn.files import write_text
 from hiertcn.manifest import checked, read_manifest, write_manifest
 from hiertcn.ranking import Ranks
+from hiertcn.settings import TrainConfig
 from hiertcn.targets import Targets
-from hiertcn.training import TrainConfig
 from hiertcn.tuning import Study, begin_study, check_place, study_of
 from hiertcn.watching import Watch
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from hiertcn.errors import InputError, nearest
 from hiertcn.models import CONFIGS, trainable
-from hiertcn.settings import PRESETS, read_settings
+from hiertcn.settings import PRESETS, TrainConfig, read_settings
 from hiertcn.spaces import Settings, Space, read_space
-from hiertcn.training import TrainConfig
 
 _SPACES = resources.files("hiertcn") / "spaces"
 UNTRAINED = tuple(name for name, config in CONFIGS.items() if name not in PRESETS and not trainable(config()))

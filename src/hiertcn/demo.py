@@ -26,7 +26,7 @@ from hiertcn.settings import read_settings
 from hiertcn.synth import SimulationConfig, optimum, simulate
 from hiertcn.training import train
 
-TRAINED = {"hiertcn": "small", "hrnn": "hrnn", "gru": "gru", "moving_average": "moving_average"}
+TRAINED = {"hiertcn": "strong", "hrnn": "hrnn", "gru": "gru", "moving_average": "moving_average"}
 COUNTED = ("last_items", "popularity")
 EPOCHS, PATIENCE, SHOWN_TOP = 10, 2, 5
 # Small enough that every model is trained within a few minutes on two cores.

@@ -38,8 +38,9 @@ from hiertcn.files import written_aside
 from hiertcn.manifest import listed, write_manifest
 from hiertcn.models import CONFIGS, Model, ModelConfig, build, remembers, resolved, trainable
 from hiertcn.progress import Clock
+from hiertcn.settings import TrainConfig
 from hiertcn.soundness import check_soundness
-from hiertcn.training import TrainConfig, train
+from hiertcn.training import train
 
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 

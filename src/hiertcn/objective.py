@@ -67,10 +67,10 @@ def check_agreement(model: ModelConfig, loss: LossConfig) -> None:
             f"loss {loss.loss!r} compares queries with item vectors, and a softmax head gives none. Set head to "
             "embedding, or train by cross_entropy or sampled_softmax."
         )
-    if isinstance(model, HierTCNConfig) and (model.trends or model.follows) and loss.loss in ("l2", *RANKING):
+    if isinstance(model, HierTCNConfig) and model.boosts and loss.loss in ("l2", *RANKING):
         raise InputError(
-            f"loss {loss.loss!r} does not learn how much trends and follows count. Train by cross_entropy or "
-            "sampled_softmax, or set both to []."
+            f"loss {loss.loss!r} does not learn how much to boost single items. Train by cross_entropy or "
+            "sampled_softmax, or set trends and follows to [] and repeats to 0."
         )
     if isinstance(model, VectorConfig) and model.ranking == "l2" and loss.loss in RANKING and not model.unit:
         raise InputError(

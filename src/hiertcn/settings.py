@@ -1,19 +1,52 @@
-"""What to train and how: presets and TOML files with the tables [model] and [train], and single settings over them."""
+"""What to train and how: presets and TOML files with the tables [model] and [train], and single settings over them.
+The preset `DEFAULT` is what is trained where nothing is said."""
 
 from __future__ import annotations
 
-__all__ = ["PRESETS", "read_settings"]
+__all__ = ["DEFAULT", "PRESETS", "TrainConfig", "read_settings"]
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from hiertcn.config import CONFIGS_FOLDER, PRESETS, read_toml
+from pydantic import Field
+
+from hiertcn.config import CONFIGS_FOLDER, PRESETS, Count, Positive, read_toml
 from hiertcn.errors import InputError, nearest
 from hiertcn.models import CONFIGS, ModelConfig
-from hiertcn.training import TrainConfig
+from hiertcn.objective import LossConfig
 
+DEFAULT = "strong"
 _TABLES = ("model", "train")
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class TrainConfig(LossConfig):
+    """How a model is trained.
+
+    rows, sessions, chunk:  a batch is the next `sessions` chunks of at most `chunk` events of `rows` rows of users
+    decay_epochs:           the learning rate falls in a line to a twentieth over so many; 0: it stays
+    averaging:              decay of the moving average of the weights that is validated and kept; 0: they themselves
+    patience:               epochs without a better validation `metric` before training stops
+    validation_users:       share of the users of the validation part that are ranked each epoch
+    checkpoint_steps:       steps between checkpoints; there is one at each epoch's end and at each stop, too
+    """
+
+    epochs: Count = 20
+    rows: Annotated[int, Field(ge=1, le=65_536)] = 32
+    sessions: Count = 10
+    chunk: Count = 20
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    decay_epochs: Annotated[int, Field(ge=0)] = 0
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Positive = 1.0
+    metric: Literal["mrr", "recall@10"] = "mrr"
+    patience: Count = 3
+    validation_users: Share = 1.0
+    checkpoint_steps: Count = 1000
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def read_settings(

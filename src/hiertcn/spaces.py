@@ -22,7 +22,7 @@ from pydantic import model_validator
 from hiertcn.config import Config, read_toml
 from hiertcn.errors import InputError, nearest
 from hiertcn.models import ModelConfig
-from hiertcn.training import TrainConfig
+from hiertcn.settings import TrainConfig
 
 Settings = tuple[ModelConfig, TrainConfig]
 BUDGET = ("epochs", "patience", "metric", "validation_users", "seed")

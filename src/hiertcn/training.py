@@ -6,11 +6,10 @@ __all__ = ["TrainConfig", "train"]
 
 import threading
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from hiertcn import __version__, checkpoint
@@ -19,7 +18,6 @@ from hiertcn.averaging import Averaged
 from hiertcn.batching import RESIDENT_SHARDS, SessionBatches
 from hiertcn.cache import VECTORS, Cache
 from hiertcn.checkpoint import locked, stop_signals
-from hiertcn.config import Count, Positive
 from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
@@ -28,45 +26,17 @@ from hiertcn.models import HierTCNConfig, Model, ModelConfig, VectorModel, build
 from hiertcn.models.boosts import LARGEST
 from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
-from hiertcn.objective import LossConfig, Objective, check_agreement, scores_of
+from hiertcn.objective import Objective, check_agreement, scores_of
 from hiertcn.optimizer import Optimizer
 from hiertcn.progress import Progress
 from hiertcn.ragged import SessionBatch
 from hiertcn.ranking import check_validation
+from hiertcn.settings import DEFAULT, TrainConfig, read_settings
 from hiertcn.streams import crowd_of, known_rows
 
 SPARSE_FROM = 50_000
 STEPS_BETWEEN_CHECKS = 50
 LEAST_RATE = 0.05
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class TrainConfig(LossConfig):
-    """How a model is trained.
-
-    rows, sessions, chunk:  a batch is the next `sessions` chunks of at most `chunk` events of `rows` rows of users
-    decay_epochs:           the learning rate falls in a line to a twentieth over so many; 0: it stays
-    averaging:              decay of the moving average of the weights that is validated and kept; 0: they themselves
-    patience:               epochs without a better validation `metric` before training stops
-    validation_users:       share of the users of the validation part that are ranked each epoch
-    checkpoint_steps:       steps between checkpoints; there is one at each epoch's end and at each stop, too
-    """
-
-    epochs: Count = 20
-    rows: Annotated[int, Field(ge=1, le=65_536)] = 32
-    sessions: Count = 10
-    chunk: Count = 20
-    learning_rate: Positive = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    decay_epochs: Annotated[int, Field(ge=0)] = 0
-    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip: Positive = 1.0
-    metric: Literal["mrr", "recall@10"] = "mrr"
-    patience: Count = 3
-    validation_users: Share = 1.0
-    checkpoint_steps: Count = 1000
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 # Settings that a resumed run may change: they do not change the weights a given number of steps leads to. The device
@@ -76,15 +46,17 @@ _FREE = {"epochs", "patience", "checkpoint_steps", "device"}
 
 def train(
     cache: Cache | str | Path,
-    model: ModelConfig,
-    config: TrainConfig,
-    out: str | Path,
+    model: ModelConfig | None = None,
+    config: TrainConfig | None = None,
+    out: str | Path = "run",
     *,
     resume: bool = False,
     allow_memory: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Train a model on the train part of `cache`; keep the weights that rank the validation part best, in `out`.
+
+    Without `model` or `config`, those of the preset strong.
 
     With `resume`, go on from the directory's last checkpoint: the weights are bit for bit those of a run that was never
     stopped (same machine, same number of threads). SIGINT and SIGTERM save a checkpoint and raise Stopped.
@@ -94,12 +66,15 @@ def train(
     finite (the last checkpoint is kept); StorageError when the disk refuses a write.
     """
     cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
+    strong = read_settings(DEFAULT)
+    model, config = model or strong[0], config or strong[1]
     model = resolved(model, cache.vectors)
     check_agreement(model, config)
-    if isinstance(model, HierTCNConfig) and (model.trends or model.follows) and cache.manifest.items >= LARGEST:
+    if isinstance(model, HierTCNConfig) and model.boosts and cache.manifest.items >= LARGEST:
         raise InputError(
-            f"The model is to read trends or follows, which are for catalogs of less than {LARGEST:,} items; "
-            f"{cache.path} has {cache.manifest.items:,}. Set both to [], or prepare the log with --min-item-events."
+            f"The model is to boost single items, which is for catalogs of less than {LARGEST:,} items; "
+            f"{cache.path} has {cache.manifest.items:,}. Set trends and follows to [] and repeats to 0, or prepare the "
+            "log with --min-item-events."
         )
     if isinstance(model, HierTCNConfig) and model.impressions and not cache.has_impressions:
         raise InputError(

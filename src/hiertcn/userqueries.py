@@ -30,7 +30,8 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
     """Write a Parquet file with user_id and query (float16, a list of fixed size) of every user of a prepared log,
     after all the user's events; how many users that are.
 
-    The score of an item is the inner product of a query with the item's vector. Items are matched by id. Raises
+    The score of an item is the inner product of a query with the item's vector (and the model's boosts of single items,
+    which no vector holds). Items are matched by id. Raises
     InputError for a model whose queries are no vectors, StorageError when the disk refuses.
     """
     run, cache = run if isinstance(run, Run) else Run(run), cache if isinstance(cache, Cache) else Cache(cache)
@@ -93,12 +94,13 @@ def current_queries(
     rows: as of `known_rows`     session_gap, longest: when a session is over
     """
     model.eval()
+    size = model.query_size if isinstance(model, VectorModel) else None
     blocks = sessions.event_offsets[:-1] // EVENTS_TOGETHER
     bounds = np.append(np.flatnonzero(np.diff(blocks, prepend=-1)), len(blocks)).tolist()
     for first, last in pairwise(bounds):
         batch = whole_batch(_asked_at_the_end(sessions.users(first, last), rows, session_gap, longest))
         queries, _ = model(batch, model.zero_state(last - first))
-        found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()
+        found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()[:, :size]
         yield found
 
 

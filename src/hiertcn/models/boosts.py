@@ -8,7 +8,9 @@ the crowd.
 
 from __future__ import annotations
 
-__all__ = ["LARGEST", "CrowdBoosts", "among", "of_rows", "spread"]
+__all__ = ["LARGEST", "CrowdBoosts", "RepeatBoosts", "among", "joined", "of_rows", "spread"]
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +33,38 @@ class CrowdBoosts(nn.Module):
         nn.init.zeros_(self.weigh.weight)
         nn.init.constant_(self.weigh.bias, _BEGIN)
 
-    def forward(self, hidden: Tensor, batch: SessionBatch) -> Tensor:
-        """[N, 2J], or [N, 0] for a batch that knows no crowd."""
+    def forward(self, hidden: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """[N, C K] item rows, 0 for none, and their boosts; nothing for a batch that knows no crowd."""
         if not batch.lately.numel():
-            return hidden.new_zeros(len(hidden), 0)
+            return batch.items.new_zeros(len(hidden), 0), hidden.new_zeros(len(hidden), 0)
         boosts = self.weigh(hidden).unsqueeze(2) * torch.log1p(batch.lately * _STEEP)
-        boosts = boosts.float() if boosts.dtype == torch.bfloat16 else boosts
-        return torch.cat([batch.crowd.flatten(1).to(boosts.dtype), boosts.flatten(1)], dim=1)
+        return batch.crowd.flatten(1), boosts.flatten(1)
+
+
+class RepeatBoosts(nn.Module):
+    """w_l for the item that was picked l events ago in the running session, l = 1 … lags; w = W hidden + b."""
+
+    def __init__(self, width: int, lags: int) -> None:
+        super().__init__()
+        self.lags = lags
+        self.weigh = nn.Linear(width, lags)
+        nn.init.zeros_(self.weigh.weight)
+        nn.init.constant_(self.weigh.bias, -_BEGIN)
+
+    def forward(self, hidden: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
+        """[N, lags] item rows, 0 for none, and their boosts."""
+        rows = batch.items.new_zeros(len(hidden), self.lags)
+        for lag in range(1, self.lags + 1):
+            begin, source = batch.lag(lag)
+            rows[begin:, lag - 1] = batch.items[source]
+        return rows, self.weigh(hidden)
+
+
+def joined(boosts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """[N, 2J], what stands behind the vectors of queries: of pairs of rows and boosts [N, …]."""
+    rows, values = (torch.cat(parts, dim=1) for parts in zip(*boosts, strict=True))
+    values = values.float() if values.dtype == torch.bfloat16 else values
+    return torch.cat([rows.to(values.dtype), values], dim=1)
 
 
 def _halves(tail: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hiertcn.config import Count, Dropout, Positive
 from hiertcn.crowd import Horizons
 from hiertcn.models.aggregation import Aggregate, aggregate
-from hiertcn.models.boosts import CrowdBoosts
+from hiertcn.models.boosts import CrowdBoosts, RepeatBoosts, joined
 from hiertcn.models.low import Low, low_level
 from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
@@ -35,6 +35,7 @@ class HierTCNConfig(VectorConfig):
     impressions: the mean vector of what was shown beside the previous event is read with its item's
     trends, follows: horizons (hours, increasing) over which what everybody picked lately boosts scores: of all items,
                  and after the person's last item; none: no boosts
+    repeats:     so many last items of the session have a boost each, mostly below 0; 0: none have
     clock:       embeddings of the hour and the gap a model may know (of the previous event, or where a session begins)
     """
 
@@ -54,6 +55,12 @@ class HierTCNConfig(VectorConfig):
     clock: bool = False
     trends: Hours = ()
     follows: Hours = ()
+    repeats: Annotated[int, Field(ge=0, le=64)] = 0
+
+    @property
+    def boosts(self) -> bool:
+        """Whether queries boost single items."""
+        return bool(self.trends or self.follows or self.repeats)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -86,7 +93,8 @@ class HierTCN(VectorModel):
         self.head = nn.Linear(config.channels[-1], self.items.query_size if config.head == "embedding" else items + 1)
         self.horizons = Horizons(config.trends, config.follows)
         columns = len(config.trends) + len(config.follows)
-        self.boosts = CrowdBoosts(config.channels[-1], columns) if columns else None
+        self.crowd = CrowdBoosts(config.channels[-1], columns) if columns else None
+        self.repeats = RepeatBoosts(config.channels[-1], config.repeats) if config.repeats else None
         self.dropout = nn.Dropout(config.dropout)
         if config.gap_decay == "learned":
             self.log_bandwidth = nn.Parameter(torch.tensor(168.0).log())
@@ -148,7 +156,8 @@ class HierTCN(VectorModel):
             hidden = hidden + self.clock(batch)
         hidden = self.tcn(self.norm(hidden), batch)
         queries = hidden if self.config.head == "softmax" else self.finished(self.head(hidden))
-        return queries if self.boosts is None else torch.cat([queries, self.boosts(hidden, batch)], dim=1)
+        boosts = [part(hidden, batch) for part in (self.crowd, self.repeats) if part is not None]
+        return torch.cat([queries, joined(boosts)], dim=1) if boosts else queries
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
         return self._fold(batch, initial, self._item_vectors(batch))

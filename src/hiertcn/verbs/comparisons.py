@@ -19,7 +19,7 @@ def tune(
     cache: LogFolder,
     out: Annotated[Path, typer.Option(help="The folder of the study; the same command goes on with it.")],
     trials: Trials,
-    preset: Annotated[str, typer.Option(help="A preset, as of `hiertcn train`.")] = "small",
+    preset: Annotated[str, typer.Option(help="A preset, as of `hiertcn train`.")] = "strong",
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
     space: Annotated[
         Path | None,

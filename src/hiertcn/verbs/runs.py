@@ -34,7 +34,7 @@ from hiertcn.verbs.flags import (
 def train(
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")],
     out: Annotated[Path, typer.Option(help="The model directory to write.")],
-    preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "small",
+    preset: Annotated[str, typer.Option(help=f"{', '.join(PRESETS)}.")] = "strong",
     config: Annotated[Path | None, typer.Option(help="A TOML file instead of a preset.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the train part at most.")] = None,
     loss: Annotated[str | None, typer.Option(help="cross_entropy, sampled_softmax, l2 or a ranking loss.")] = None,
