@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks import (
+    ablation,
     accuracy,
     cold_items,
     evaluation,
@@ -32,6 +33,7 @@ if __name__ == "__main__":
                 "impressions_users": impressions.run_users,
                 "item_to_item": item_to_item.run,
                 "cold_items": cold_items.run,
+                "ablation": ablation.run,
             },
             sys.argv[1:],
         )
