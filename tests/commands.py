@@ -54,4 +54,4 @@ def said(answer: Answer, code: int, *parts: str) -> None:
     assert last.startswith("Error: ")
     for part in parts:
         assert part in last
-    assert len(last) < 700
+    assert len(last) < 1000

@@ -42,11 +42,20 @@ class Ranks:
 
 
 def ranking_batches(
-    cache: Cache, part: str, item_rows: Ints, users: float = 1.0, crowd: Crowd | None = None
+    cache: Cache, part: str, item_rows: Ints, users: float = 1.0, crowd: Crowd | None = None, seed: int = 0
 ) -> SessionBatches:
     """Batches that read every earlier event of the users with targets in `part`, in the cache's order."""
     return SessionBatches(
-        cache, part, item_rows=item_rows, rows=128, sessions=10, chunk=50, shuffle=False, users=users, crowd=crowd
+        cache,
+        part,
+        item_rows=item_rows,
+        rows=128,
+        sessions=10,
+        chunk=50,
+        shuffle=False,
+        seed=seed,
+        users=users,
+        crowd=crowd,
     )
 
 
