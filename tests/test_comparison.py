@@ -16,7 +16,7 @@ import pytest
 
 import hiertcn as ht
 from caches import cache_of
-from commands import Answer, Ask, command, said
+from commands import Answer, Ask, asked, command, said
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.comparison import Comparison
@@ -30,6 +30,7 @@ from pages import Page, text_of
 from studies import CONFIG, results_of, sent_when, small_cache, started, weights_of, write_own
 
 # The second dies of a learning rate that nothing survives; its own epochs are not asked.
+pytestmark = pytest.mark.usefixtures("workshop")
 DIES = CONFIG.replace("learning_rate = 0.01", "learning_rate = 1e30").replace("epochs = 3", "epochs = 99")
 BUDGETED = ("--trials", 2, "--epochs", 2)
 
@@ -49,8 +50,8 @@ def models(place: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def answer(place: Path, models: str) -> Answer:
-    return command("compare", place / "cache", "--models", models, *BUDGETED, "--out", place / "out")
+def answer(place: Path, models: str, workshop: None) -> Answer:
+    return asked("compare", place / "cache", "--models", models, *BUDGETED, "--out", place / "out")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,7 @@ def test_every_model_had_the_same_budget(told: dict[str, Any]) -> None:
     assert told["budget"] == {
         **{"trials": 2, "epochs": 2, "patience": 3, "metric": "mrr", "validation_users": 1.0, "seed": 0}
     }
+    assert told["candidates"] == "all"
     for name, model in told["models"].items():
         assert len(model["trials"]) == (2 if model["space"] else 1)
         for trial in model["trials"]:
@@ -239,7 +241,7 @@ def test_what_can_not_be_compared_is_refused_before_anything_runs(
     write_own(tmp_path, "wrong", space="[model]\ndropuot = [0.1]\n")
     named = f"smal,{tmp_path / 'wrong.toml'},gru,gru"
     said(ask(*compare, named), 2, "did you mean 'small'?", "did you mean 'dropout'?", "gru is named twice")
-    said(ask(*compare, ","), 2, "0 models")
+    said(ask(*compare, ","), 2, "no models")
     assert not (tmp_path / "out").exists()
     nothing = cache_of(tmp_path / "cache", [("a", [1, 2], [0, 60], "train"), ("b", [1, 2], [0, 60], "valid")], 1800)
     with pytest.raises(InputError, match="nothing to compare"):
