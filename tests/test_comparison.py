@@ -24,6 +24,7 @@ from hiertcn.comparison import Comparison
 from hiertcn.comparison_report import write_comparison
 from hiertcn.errors import InputError
 from hiertcn.evaluation import evaluate, evaluate_model, simple_model
+from hiertcn.manifest import write_manifest
 from hiertcn.metrics import difference
 from hiertcn.spaces import BUDGET
 from hiertcn.targets import SEGMENTS
@@ -105,6 +106,15 @@ def test_every_model_had_the_same_budget(told: dict[str, Any]) -> None:
 def test_another_budget_is_refused(told: dict[str, Any], place: Path, models: str) -> None:
     with pytest.raises(InputError, match="epochs was 2, now 3; seed was 0, now 1; trials was 2, now 4"):
         ht.compare(place / "cache", models.split(","), 4, place / "out", epochs=3, seed=1)
+    file = place / "out" / "comparison.json"
+    text = file.read_text()
+    # One of before there was a choice.
+    write_manifest(
+        file, {"identity": {key: v for key, v in json.loads(text)["identity"].items() if key != "candidates"}}
+    )
+    with pytest.raises(InputError, match="settings: candidates was 'all', now 'random:3'"):
+        ht.compare(place / "cache", models.split(","), 2, place / "out", epochs=2, candidates="random:3")
+    file.write_text(text)
 
 
 def test_a_failing_model_does_not_lose_the_others(answer: Answer, told: dict[str, Any], place: Path) -> None:

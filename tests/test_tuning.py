@@ -16,6 +16,7 @@ from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.evaluation import evaluate, evaluate_model, simple_model
+from hiertcn.manifest import write_manifest
 from hiertcn.settings import read_settings
 from hiertcn.tuning import Study
 from studies import CONFIG, interrupted_when, results_of, sent_when, small_cache, started, weights_of, write_own
@@ -94,6 +95,19 @@ def test_another_study_in_the_same_place_is_refused(study: Study, cache: Cache, 
     with pytest.raises(InputError, match="holds a model"):
         ht.tune(cache, own, TRIALS, cache.path)
     assert sorted(cache.path.iterdir()) == before
+
+
+def test_a_study_of_before_a_setting_existed_goes_on(study: Study, cache: Cache, place: Path, tmp_path: Path) -> None:
+    file = study.folder / "study.json"
+    text = file.read_text()
+    identity = json.loads(text)["identity"]
+    del identity["train.shown_negatives"], identity["model.dropout"]
+    write_manifest(file, {"identity": identity})
+    assert ht.tune(cache, place / "own.toml", TRIALS, study.folder).trials == study.trials
+    other = write_own(tmp_path, config=CONFIG.replace("dim = 6", "dim = 6\ndropout = 0.1"))
+    with pytest.raises(InputError, match=r"model\.dropout was 0\.0, now 0\.1"):
+        ht.tune(cache, other, TRIALS, study.folder)
+    file.write_text(text)
 
 
 def test_a_damaged_trial_is_told(study: Study, cache: Cache, place: Path) -> None:
