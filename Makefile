@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-all lint format bench clean
+.PHONY: demo test test-all lint format bench claims clean
 
 demo: $(READY)
 	$(BIN)/hiertcn demo --out demo $(if $(LOG),--log "$(LOG)") $(ARGS)
@@ -26,10 +26,14 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# Hours; stopped, it goes on. Needs the real log beside the project.
+claims: $(READY)
+	$(BIN)/python -m benchmarks.claims
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
 clean:
-	rm -rf .venv demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo claims .pytest_cache .mypy_cache .ruff_cache .hypothesis

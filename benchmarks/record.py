@@ -55,14 +55,21 @@ def machine() -> dict[str, Any]:
     }
 
 
-def record(name: str, figures: dict[str, Any], columns: list[str], rows: list[list[str]], notes: list[str]) -> None:
+def record(
+    name: str,
+    figures: dict[str, Any],
+    columns: list[str],
+    rows: list[list[str]],
+    notes: list[str],
+    command: str | None = None,
+) -> None:
     """Write results/NAME.json (name, machine, date, command, figures) and results/NAME.md, a table with notes."""
     RESULTS.mkdir(exist_ok=True)
     found = {
         "name": name,
         "machine": machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"make bench ARGS={name}",
+        "command": command or f"make bench ARGS={name}",
         "figures": figures,
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")

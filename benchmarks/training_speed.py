@@ -1,4 +1,4 @@
-"""Training events/s of HierTCN against HRNN, its own padded form, and what matrix products alone would allow."""
+"""Training events/s of HierTCN against HRNN, HierGRU, GRU, its padded form, and what matrix products would allow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
 from hiertcn.impressions import MOST
 from hiertcn.losses import sampled_softmax
-from hiertcn.models import HierTCNConfig, HRNNConfig, VectorModel, build
+from hiertcn.models import GRUConfig, HierTCNConfig, HRNNConfig, VectorModel, build
 from hiertcn.models.hiertcn import HierTCN
 from hiertcn.models.items import GivenItems
 from hiertcn.negatives import NegativeSampler
@@ -32,6 +32,7 @@ ROWS, SESSIONS, CHUNK, NEGATIVES = (8, 16, 32, 64, 128), 10, 20, 512
 WARM, MEASURED = 5, 40
 OURS, PADDED, PRODUCTS = "HierTCN", "HierTCN, padded session by session", "products"
 HRNN, CELLS = "HRNN", "HRNN on the framework's cell"
+HIER_GRU, GRU = "HierGRU", "GRU"
 Forward = Callable[[SessionBatch, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -112,8 +113,7 @@ def run() -> None:
             f"{one['events_a_step']:,.0f}",
             *(f"{one['events_per_second'][name]:,.0f}" for name in (OURS, HRNN)),
             f"{one['seconds_over_hiertcn'][HRNN]:.2f}",
-            f"{one['seconds_over_hiertcn'][CELLS]:.2f}",
-            f"{one['seconds_over_hiertcn'][PADDED]:.2f}",
+            *(f"{one['seconds_over_hiertcn'][name]:.2f}" for name in (CELLS, HIER_GRU, GRU, PADDED)),
             f"{one['seconds_over_hiertcn'][PRODUCTS]:.0%}",
         ]
         for one in found
@@ -129,6 +129,8 @@ def run() -> None:
             "HRNN events/s",
             "HierTCN over HRNN",
             "over HRNN on the framework's cell",
+            "over HierGRU",
+            "over GRU",
             "over its padded form",
             "share of matrix products",
         ],
@@ -137,8 +139,10 @@ def run() -> None:
             f"Batches of so many rows × {SESSIONS} chunks of at most {CHUNK} events of a real log, shared by all; "
             f"sampled softmax with {NEGATIVES} shared negatives, Adam, clipping; {MEASURED} steps after {WARM} before; "
             "ratios are medians of the steps'. The paper trains with 32 rows.",
-            f"Parameters without item vectors: HierTCN {sizes[OURS]:,}, HRNN {sizes[HRNN]:,}. The HRNN is ours and "
-            'reads its GRUs with the same fast code as HierTCN; "on the framework\'s cell" is the same model with '
+            "Parameters without item vectors: "
+            + ", ".join(f"{name} {sizes[name]:,}" for name in (OURS, HRNN, HIER_GRU, GRU))
+            + ". The others are ours and "
+            'read their GRUs with the same fast code as HierTCN; "on the framework\'s cell" is the same model with '
             "`torch.nn.GRUCell` called once a step, as it is usually written.",
             "The last column is the time of the matrix products of HierTCN's step alone (forward and backward, only "
             "those that its unpadded form needs), in the time of the step.",
@@ -154,6 +158,8 @@ def measure(cache: Cache, rows: int) -> dict[str, Any]:
         PADDED: build(paper, events, 0),  # type: ignore[dict-item]
         HRNN: build(HRNNConfig(units=184), events, 0),  # type: ignore[dict-item]
         CELLS: build(HRNNConfig(units=184), events, 0),  # type: ignore[dict-item]
+        HIER_GRU: build(HierTCNConfig(low="gru", channels=(160,)), events, 0),  # type: ignore[dict-item]
+        GRU: build(GRUConfig(units=192), events, 0),  # type: ignore[dict-item]
     }
     padded = models[PADDED]
     assert isinstance(padded, HierTCN)

@@ -24,7 +24,7 @@ from hiertcn.errors import ArtifactError, InputError
 from hiertcn.evaluation import evaluate, evaluate_model
 from hiertcn.losses import cross_entropy, sampled_softmax
 from hiertcn.models import HierTCNConfig, TrendingConfig, VectorModel, build
-from hiertcn.models.boosts import among, of_rows, spread
+from hiertcn.models.boosts import RepeatBoosts, among, of_rows, spread
 from hiertcn.negatives import Negatives
 from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
@@ -167,21 +167,28 @@ def test_follows_stay_within_the_session_and_pass_over_unknown_items(tmp_path: P
 # Models.
 
 
-def test_repeats_boost_what_was_picked_so_many_events_ago(tmp_path: Path) -> None:
-    """In the running session only; an item picked twice has both boosts."""
+def test_repeats_boost_the_last_items_of_this_session_and_of_those_before(tmp_path: Path) -> None:
+    """By how long ago they were picked; an item picked twice has both boosts, one picked too long ago has none."""
     users: list[User] = [("u", [5, 1, 2, 1, 4], [START - 9000, START, START + 1, START + 2, START + 3], "test")]
     cache = cache_of(tmp_path / "cache", users, 1800, CATALOG)
-    models = [build(HierTCNConfig(**SMALL, repeats=lags), cache.catalog.train_events, 0).eval() for lags in (0, 3)]
+    models = [build(HierTCNConfig(**SMALL, repeats=last), cache.catalog.train_events, 0).eval() for last in (0, 3)]
+    boosts = models[1].repeats
+    assert isinstance(boosts, RepeatBoosts)
     with torch.no_grad():
         models[1].load_state_dict(models[0].state_dict(), strict=False)
-        models[1].repeats.weigh.weight.zero_()  # type: ignore[union-attr]
-        models[1].repeats.weigh.bias.copy_(torch.tensor([1.0, 10.0, 100.0]))  # type: ignore[union-attr]
-    without, found = (in_batches(model, batches_of(cache, "test", rows=1, sessions=9, chunk=9)) for model in models)
-    expected = torch.zeros(5, CATALOG)
-    expected[2, 0] = 1
-    expected[3, [1, 0]] = torch.tensor([1.0, 10.0])
-    expected[4, [0, 1]] = torch.tensor([101.0, 10.0])
-    torch.testing.assert_close(found - without, expected, atol=1e-4, rtol=0)
+        boosts.weigh.weight.zero_()
+        # Picked 1, –, 2, 3 items ago in the session, then before it; weights count five times.
+        boosts.weigh.bias.copy_(torch.tensor([1.0, 0.0, 10.0, 100.0, 2.0, 0.0, 20.0, 200.0]) / 5)
+    for rows, sessions, chunk in ((1, 9, 9), (1, 1, 1)):
+        without, found = (
+            in_batches(model, batches_of(cache, "test", rows=rows, sessions=sessions, chunk=chunk)) for model in models
+        )
+        expected = torch.zeros(5, CATALOG)
+        expected[1, 4] = 2
+        expected[2, [4, 0]] = torch.tensor([20.0, 1.0])
+        expected[3, [4, 0, 1]] = torch.tensor([200.0, 10.0, 1.0])
+        expected[4, [0, 1]] = torch.tensor([101.0, 10.0])
+        torch.testing.assert_close(found - without, expected, atol=1e-4, rtol=0)
 
 
 def drawn(queries: int, seed: int) -> torch.Tensor:

@@ -123,6 +123,12 @@ class SessionBatch:
         return values.new_zeros(self.sessions, values.shape[1]).index_add(0, self.session, values)
 
     @cached_property
+    def step(self) -> Tensor:
+        """int64 [N]: how many positions are before each in its session."""
+        sizes = self.layout.sizes
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(self.items.device)
+
+    @cached_property
     def known(self) -> Tensor:
         """float32 [N, 1]: 1 where the position holds an item."""
         return (self.items > 0).unsqueeze(1).float()

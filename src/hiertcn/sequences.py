@@ -64,7 +64,7 @@ class Sequences:
         columns = values.shape[1]
         width = initial.shape[1] // columns
         slots, last = self._after_rows(np.full(len(initial), width), width)
-        known = torch.cat([initial.view(-1, columns), values[self.source]])[slots.to(initial.device)]
+        known = torch.cat([initial.reshape(-1, columns), values[self.source]])[slots.to(initial.device)]
         back = torch.arange(1 - width, 1, device=initial.device)
         return known[last.to(initial.device)[at].unsqueeze(1) + back].flatten(1)
 

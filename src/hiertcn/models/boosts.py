@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ["LARGEST", "CrowdBoosts", "RepeatBoosts", "among", "joined", "of_rows", "spread"]
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,9 @@ LARGEST = 1 << 24
 # So that one pick within the horizon tells an item from those that nobody picked.
 _STEEP = 10.0
 _BEGIN = 0.1
+# A repeat may be a hundred times as likely as any other item; a weight moves by the learning rate a step.
+_FAST = 5.0
+_RECENT = 1.0
 
 
 class CrowdBoosts(nn.Module):
@@ -42,22 +46,29 @@ class CrowdBoosts(nn.Module):
 
 
 class RepeatBoosts(nn.Module):
-    """w_l for the item that was picked l events ago in the running session, l = 1 … lags; w = W hidden + b."""
+    """w_l for the item that was picked l events ago, other ones in the running session and before it; w = W hidden + b.
+    Far back, several l share one."""
 
-    def __init__(self, width: int, lags: int) -> None:
+    def __init__(self, width: int, last: int) -> None:
         super().__init__()
-        self.lags = lags
-        self.weigh = nn.Linear(width, lags)
+        self._buckets = _bucket(last) + 1
+        self.weigh = nn.Linear(width, 2 * self._buckets)
         nn.init.zeros_(self.weigh.weight)
-        nn.init.constant_(self.weigh.bias, -_BEGIN)
+        # Where there is little to learn from, last items first is the best guess.
+        with torch.no_grad():
+            self.weigh.bias.copy_(torch.linspace(_RECENT, 0, self._buckets).repeat(2))
 
-    def forward(self, hidden: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-        """[N, lags] item rows, 0 for none, and their boosts."""
-        rows = batch.items.new_zeros(len(hidden), self.lags)
-        for lag in range(1, self.lags + 1):
-            begin, source = batch.lag(lag)
-            rows[begin:, lag - 1] = batch.items[source]
-        return rows, self.weigh(hidden)
+    def forward(self, hidden: Tensor, batch: SessionBatch, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, last] item rows, 0 for none, and their boosts. rows: the same rows, oldest first."""
+        rows = rows.flip(1)
+        buckets = torch.tensor([_bucket(lag) for lag in range(1, rows.shape[1] + 1)], device=rows.device)
+        before = torch.arange(rows.shape[1], device=rows.device) >= batch.step.unsqueeze(1)
+        return rows, _FAST * self.weigh(hidden).gather(1, buckets + self._buckets * before)
+
+
+def _bucket(lag: int) -> int:
+    """The same for 4 and 5, 6 and 7, 8 to 11, 12 to 15 … items ago."""
+    return int(2 * math.log2(lag) + 1e-9)
 
 
 def joined(boosts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

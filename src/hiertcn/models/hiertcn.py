@@ -35,7 +35,7 @@ class HierTCNConfig(VectorConfig):
     impressions: the mean vector of what was shown beside the previous event is read with its item's
     trends, follows: horizons (hours, increasing) over which what everybody picked lately boosts scores: of all items,
                  and after the person's last item; none: no boosts
-    repeats:     so many last items of the session have a boost each, mostly below 0; 0: none have
+    repeats:     so many last items of the person are kept in the state, too, and have boosts
     clock:       embeddings of the hour and the gap a model may know (of the previous event, or where a session begins)
     """
 
@@ -55,7 +55,7 @@ class HierTCNConfig(VectorConfig):
     clock: bool = False
     trends: Hours = ()
     follows: Hours = ()
-    repeats: Annotated[int, Field(ge=0, le=64)] = 0
+    repeats: Annotated[int, Field(ge=0, le=4096)] = 0
 
     @property
     def boosts(self) -> bool:
@@ -74,16 +74,20 @@ class HierTCNConfig(VectorConfig):
 
 
 class HierTCN(VectorModel):
-    """z = W_z [E x; s]; h = TCN(z); u = W h. `s` is folded once a finished session: s ← GRU(AGG(session), s)."""
+    """z = W_z [E x; s]; h = TCN(z); u = W h. `s` is folded once a finished session: s ← GRU(AGG(session), s).
+
+    The state is s, and behind it, as numbers, the rows of the last items that `repeats` asks for, oldest first.
+    """
 
     def __init__(self, items: int, config: HierTCNConfig, given: Tensor | None = None) -> None:
-        super().__init__(items, config.state_layers * config.units, config, given)
+        self.long_size = config.state_layers * config.units
+        super().__init__(items, self.long_size + config.repeats, config, given)
         self.config = config
         width = config.channels[0]
         self.high = StackedGRU(config.dim, config.units, config.state_layers)
         # The column blocks of W_z: the state's share is computed once a session, not once an event.
         self.input_item = nn.Linear(config.dim, width, bias=False)
-        self.input_state = nn.Linear(self.state_size, width, bias=False)
+        self.input_state = nn.Linear(self.long_size, width, bias=False)
         self.input_skipped = nn.Linear(config.dim, width, bias=False) if config.impressions else None
         self.reads_impressions = config.impressions
         self.clock = Clock(width) if config.clock else None
@@ -140,10 +144,17 @@ class HierTCN(VectorModel):
     def _fold(self, batch: SessionBatch, initial: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         finished = aggregate(vectors, batch, self.config.aggregate).index_select(0, batch.folds)
         decay = self._decay(batch.gaps)
-        states = self.high(finished, batch.users, initial, None if decay is None else decay[batch.folds])
-        return place_of(initial, states, batch.before), place_of(initial, states, batch.after)
+        long_term, last = initial[:, : self.long_size], initial[:, self.long_size :]
+        states = self.high(finished, batch.users, long_term, None if decay is None else decay[batch.folds])
+        before, after = place_of(long_term, states, batch.before), place_of(long_term, states, batch.after)
+        if self.repeats is None:
+            return before, after
+        rows, sequences = batch.items.unsqueeze(1).to(last.dtype), batch.by_user
+        last_before, last_after = (sequences.windows(rows, last, at) for at in (sequences.begun, sequences.after))
+        return torch.cat([before, last_before], dim=1), torch.cat([after, last_after], dim=1)
 
     def _encode(self, batch: SessionBatch, long_term: Tensor, vectors: Tensor) -> Tensor:
+        long_term, last = long_term[:, : self.long_size], long_term[:, self.long_size :]
         decay = self._decay(batch.gaps)
         if decay is not None:
             long_term = long_term * decay.unsqueeze(1)
@@ -156,7 +167,10 @@ class HierTCN(VectorModel):
             hidden = hidden + self.clock(batch)
         hidden = self.tcn(self.norm(hidden), batch)
         queries = hidden if self.config.head == "softmax" else self.finished(self.head(hidden))
-        boosts = [part(hidden, batch) for part in (self.crowd, self.repeats) if part is not None]
+        boosts = [] if self.crowd is None else [self.crowd(hidden, batch)]
+        if self.repeats is not None:
+            rows = batch.by_session.windows(batch.items.unsqueeze(1), last.long(), batch.by_session.before)
+            boosts.append(self.repeats(hidden, batch, rows))
         return torch.cat([queries, joined(boosts)], dim=1) if boosts else queries
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
