@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any, NamedTuple
 
 import pytest
@@ -32,6 +34,17 @@ class Ask:
         with pytest.raises(SystemExit) as left:
             cli.main()
         return Answer(int(left.value.code or 0), *self._capfd.readouterr())
+
+
+def asked(*arguments: Any) -> Answer:
+    """Runs a command line in this process, for fixtures of a whole module."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["hiertcn", *map(str, arguments)])
+        patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    return Answer(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def command(*arguments: Any, **environment: str) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real logs are not here: no folder {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def workshop() -> Iterator[None]:
+    """All studies and comparisons of this process share one workshop."""
+    from hiertcn import comparing, tuning
+    from studies import KeptWorkshop
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (comparing, tuning):
+            patch.setattr(module, "Workshop", KeptWorkshop)
+        yield
+    KeptWorkshop.leave()
 
 
 @pytest.fixture

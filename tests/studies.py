@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from threading import Event, Thread
+from typing import Any, ClassVar
 
 import polars as pl
 import torch
 
 from hiertcn.cache import Cache
+from hiertcn.children import Workshop
 from hiertcn.preparation import prepare
 from hiertcn.synth import SimulationConfig, simulate
 
@@ -44,6 +49,30 @@ dropout = { low = 0.0, high = 0.5 }
 learning_rate = { low = 0.001, high = 0.1, log = true }
 rows = [4, 8]
 """
+
+
+class KeptWorkshop(Workshop):
+    """Its process stays for the next one: to begin it takes longer than what most tests ask of it."""
+
+    _kept: ClassVar[tuple[Any, Any]] = (None, SimpleQueue())
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        if self._forks:
+            self._process, self._lines = KeptWorkshop._kept
+
+    def __exit__(self, *raised: Any) -> None:
+        kept = self._forks and raised[0] is None
+        if not kept:
+            super().__exit__(*raised)
+        if self._forks:
+            KeptWorkshop._kept = self._process, self._lines
+
+    @classmethod
+    def leave(cls) -> None:
+        """End the process that was kept."""
+        with Workshop(print, Event()) as last:
+            last._process, last._lines = cls._kept
 
 
 def small_log(test_items_permuted: bool = False) -> pl.DataFrame:
@@ -103,3 +132,23 @@ def sent_when(running: subprocess.Popen[str], path: Path, number: signal.Signals
     running.send_signal(number)
     _, said = running.communicate(timeout=120)
     return running.returncode, said
+
+
+@contextmanager
+def interrupted_when(path: Path) -> Iterator[None]:
+    """Ctrl-C to this process as soon as there is a file at `path`."""
+    left = Event()
+
+    def look() -> None:
+        while not left.wait(0.005):
+            if path.exists():
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    looking = Thread(target=look)
+    looking.start()
+    try:
+        yield
+    finally:
+        left.set()
+        looking.join()

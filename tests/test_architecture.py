@@ -21,7 +21,7 @@ LONGEST = 320
 FLOORS = {
     6: "cli verbs verbs.catalogs verbs.comparisons verbs.flags verbs.logs verbs.runs",
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
-          spaces contenders jobs children watching tuning comparison comparison_report comparing
+          spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door""",

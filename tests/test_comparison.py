@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import hiertcn as ht
 from caches import cache_of
-from commands import Answer, Ask, command, said
+from commands import Answer, Ask, asked, command, said
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.comparison import Comparison
 from hiertcn.comparison_report import write_comparison
 from hiertcn.errors import InputError
 from hiertcn.evaluation import evaluate, evaluate_model, simple_model
+from hiertcn.manifest import write_manifest
 from hiertcn.metrics import difference
 from hiertcn.spaces import BUDGET
 from hiertcn.targets import SEGMENTS
@@ -30,6 +32,7 @@ from pages import Page, text_of
 from studies import CONFIG, results_of, sent_when, small_cache, started, weights_of, write_own
 
 # The second dies of a learning rate that nothing survives; its own epochs are not asked.
+pytestmark = pytest.mark.usefixtures("workshop")
 DIES = CONFIG.replace("learning_rate = 0.01", "learning_rate = 1e30").replace("epochs = 3", "epochs = 99")
 BUDGETED = ("--trials", 2, "--epochs", 2)
 
@@ -49,8 +52,8 @@ def models(place: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def answer(place: Path, models: str) -> Answer:
-    return command("compare", place / "cache", "--models", models, *BUDGETED, "--out", place / "out")
+def answer(place: Path, models: str, workshop: None) -> Answer:
+    return asked("compare", place / "cache", "--models", models, *BUDGETED, "--out", place / "out")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,7 @@ def test_every_model_had_the_same_budget(told: dict[str, Any]) -> None:
     assert told["budget"] == {
         **{"trials": 2, "epochs": 2, "patience": 3, "metric": "mrr", "validation_users": 1.0, "seed": 0}
     }
+    assert told["candidates"] == "all"
     for name, model in told["models"].items():
         assert len(model["trials"]) == (2 if model["space"] else 1)
         for trial in model["trials"]:
@@ -102,6 +106,15 @@ def test_every_model_had_the_same_budget(told: dict[str, Any]) -> None:
 def test_another_budget_is_refused(told: dict[str, Any], place: Path, models: str) -> None:
     with pytest.raises(InputError, match="epochs was 2, now 3; seed was 0, now 1; trials was 2, now 4"):
         ht.compare(place / "cache", models.split(","), 4, place / "out", epochs=3, seed=1)
+    file = place / "out" / "comparison.json"
+    text = file.read_text()
+    # One of before there was a choice.
+    write_manifest(
+        file, {"identity": {key: v for key, v in json.loads(text)["identity"].items() if key != "candidates"}}
+    )
+    with pytest.raises(InputError, match="settings: candidates was 'all', now 'random:3'"):
+        ht.compare(place / "cache", models.split(","), 2, place / "out", epochs=2, candidates="random:3")
+    file.write_text(text)
 
 
 def test_a_failing_model_does_not_lose_the_others(answer: Answer, told: dict[str, Any], place: Path) -> None:
@@ -239,7 +252,7 @@ def test_what_can_not_be_compared_is_refused_before_anything_runs(
     write_own(tmp_path, "wrong", space="[model]\ndropuot = [0.1]\n")
     named = f"smal,{tmp_path / 'wrong.toml'},gru,gru"
     said(ask(*compare, named), 2, "did you mean 'small'?", "did you mean 'dropout'?", "gru is named twice")
-    said(ask(*compare, ","), 2, "0 models")
+    said(ask(*compare, ","), 2, "no models")
     assert not (tmp_path / "out").exists()
     nothing = cache_of(tmp_path / "cache", [("a", [1, 2], [0, 60], "train"), ("b", [1, 2], [0, 60], "valid")], 1800)
     with pytest.raises(InputError, match="nothing to compare"):
@@ -255,7 +268,7 @@ def test_a_killed_comparison_goes_on_as_if_it_had_not_been(
     flags = ("compare", place / "cache", "--models", models, *BUDGETED, "--out", tmp_path / "out")
     code, _ = sent_when(started(*flags), tmp_path / "out" / at, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    answer = command(*flags)
+    answer = command(*flags, OMP_NUM_THREADS=str(torch.get_num_threads()))
     assert answer.code == 1, answer.err
     ours, theirs = tmp_path / "out" / "models" / "own", place / "out" / "models" / "own"
     assert results_of(ours) == results_of(theirs)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -20,9 +21,11 @@ from hiertcn.cache import Cache
 from hiertcn.errors import InputError, TrainingError
 from hiertcn.losses import RANKING
 from hiertcn.models import HierTCNConfig, LastItemsConfig, PopularityConfig
+from hiertcn.preparation import prepare
 from hiertcn.settings import TrainConfig
+from hiertcn.synth import simulate
 from hiertcn.training import train
-from runs import MODEL, SAMPLED, TRAIN, files_of, run_of, small_cache, state_of
+from runs import MODEL, SAMPLED, SIMULATION, TRAIN, files_of, run_of, small_cache, state_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,7 @@ ELSEWHERE = {
     "validation_users": "test_a_share_of_the_users_is_validated",
     "checkpoint_steps": "test_checkpoints_come_every_so_many_steps",
     "device": "test_a_device_that_is_not_there",
+    "shown_negatives": "test_what_was_shown_can_be_no_negative",
 }
 RANKED = {"loss": "hinge_logsigmoid", "own_negatives": 4}
 WEIGHTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -84,6 +88,20 @@ def test_a_setting_changes_the_weights(
     again = run_of(cache, tmp_path / "again", epochs=1, **base)
     other = run_of(cache, tmp_path / "other", epochs=1, **{**base, **change})
     assert model_file(first) == model_file(again) != model_file(other)
+
+
+def test_what_was_shown_can_be_no_negative(tmp_path: Path) -> None:
+    """Then training is that of the same log without impressions, to the last bit."""
+    log = simulate(SIMULATION)
+    plain = prepare(log, tmp_path / "plain")
+    shown = pl.Series("shown", [log["item_id"].unique().sort().to_list()[:3]] * len(log))
+    cache = prepare(log.with_columns(shown), tmp_path / "shown", impression_column="shown")
+    files = [
+        model_file(run_of(one, tmp_path / f"{one.path.name}-{own}", epochs=1, **RANKED, shown_negatives=own))
+        for one in (plain, cache)
+        for own in (True, False)
+    ]
+    assert files[0] == files[1] == files[3] != files[2]
 
 
 def test_epochs_are_counted(cache: Cache, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.evaluation import evaluate, evaluate_model, simple_model
+from hiertcn.manifest import write_manifest
 from hiertcn.settings import read_settings
 from hiertcn.tuning import Study
-from studies import CONFIG, results_of, sent_when, small_cache, started, weights_of, write_own
+from studies import CONFIG, interrupted_when, results_of, sent_when, small_cache, started, weights_of, write_own
 
+pytestmark = pytest.mark.usefixtures("workshop")
 TRIALS = 2
 
 
@@ -38,7 +40,7 @@ def cache(place: Path) -> Cache:
 
 
 @pytest.fixture(scope="module")
-def study(cache: Cache, place: Path) -> Study:
+def study(cache: Cache, place: Path, workshop: None) -> Study:
     """Nothing interrupted it."""
     return ht.tune(cache, place / "own.toml", TRIALS, place / "study")
 
@@ -95,6 +97,19 @@ def test_another_study_in_the_same_place_is_refused(study: Study, cache: Cache, 
     assert sorted(cache.path.iterdir()) == before
 
 
+def test_a_study_of_before_a_setting_existed_goes_on(study: Study, cache: Cache, place: Path, tmp_path: Path) -> None:
+    file = study.folder / "study.json"
+    text = file.read_text()
+    identity = json.loads(text)["identity"]
+    del identity["train.shown_negatives"], identity["model.dropout"]
+    write_manifest(file, {"identity": identity})
+    assert ht.tune(cache, place / "own.toml", TRIALS, study.folder).trials == study.trials
+    other = write_own(tmp_path, config=CONFIG.replace("dim = 6", "dim = 6\ndropout = 0.1"))
+    with pytest.raises(InputError, match=r"model\.dropout was 0\.0, now 0\.1"):
+        ht.tune(cache, other, TRIALS, study.folder)
+    file.write_text(text)
+
+
 def test_a_damaged_trial_is_told(study: Study, cache: Cache, place: Path) -> None:
     file = study.folder / "trials" / "001.json"
     text = file.read_text()
@@ -130,13 +145,11 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(study: Study, place: Path,
     assert weights_of(tmp_path / "study") == weights_of(study.folder)
 
 
-def test_a_stopped_study_says_how_to_go_on(place: Path, tmp_path: Path) -> None:
+def test_a_stopped_study_says_how_to_go_on(place: Path, ask: Ask, tmp_path: Path) -> None:
     tune = ("tune", place / "cache", "--config", place / "own.toml", "--trials", 1, "--out", tmp_path / "study")
-    running = started(*tune, "--epochs", 1000, "--patience", 1000)
-    code, told = sent_when(running, tmp_path / "study" / "runs" / "000" / "manifest.json", signal.SIGINT)
-    assert code == 130, told
-    assert "Traceback" not in told
-    assert told.strip().splitlines()[-1].startswith("Error: Stopped; what was done is saved")
+    with interrupted_when(tmp_path / "study" / "runs" / "000" / "manifest.json"):
+        answer = ask(*tune, "--epochs", 1000, "--patience", 1000)
+    said(answer, 130, "Stopped; what was done is saved")
     # The trial itself saved where it stood.
     assert json.loads((tmp_path / "study" / "runs" / "000" / "checkpoint.json").read_text())["facts"]["step"] > 0
 

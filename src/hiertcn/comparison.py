@@ -78,10 +78,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models in the order they were named, `failures` by name, and the budget that each had."""
+    """Models in the order they were named, `failures` by name, the budget that each had, and what the test part was
+    ranked among."""
 
     cache: Cache
     budget: Mapping[str, Any]
+    candidates: str
     names: Sequence[str]
     models: Sequence[Compared]
     failures: Mapping[str, str]
@@ -131,6 +133,7 @@ class Comparison:
             "cache": {"path": str(self.cache.path), "fingerprint": self.cache.manifest.fingerprint},
             "versions": dict(self.versions),
             "budget": dict(self.budget),
+            "candidates": self.candidates,
             "best_baseline": None if self.baseline is None else self.baseline.name,
             "models": {model.name: self._model(model) for model in self.models},
             "minus_best_baseline": {name: asdict(table) for name, table in self.to_baseline.items()},

@@ -77,6 +77,12 @@ def _notes(found: Comparison) -> list[str]:
         "Each model was tuned on the validation part with the same budget; the best of its trials then ranked the test "
         "part, once. Same split, same candidates, ties share the middle rank."
     ]
+    if found.candidates != "all":
+        among = "what was shown beside it" if found.candidates == "impressions" else "items that are drawn for it"
+        notes.append(
+            f"Each test event is ranked among {among}; one that has no such candidates is counted, not ranked. The "
+            "validation part, by which trials are judged, and the check of soundness are over the whole catalog."
+        )
     if leaking:
         notes.insert(
             0,

@@ -41,6 +41,8 @@ def _problem(error: ErrorDetails, known: list[str]) -> str:
     name = ".".join(str(part) for part in error["loc"]) or "the whole"
     if error["type"] == "extra_forbidden":
         return f"{name[:80]!r} is not a key{nearest(name, known)}; the keys are {', '.join(known)}"
+    if error["type"] == "missing" and name in known:
+        return f"{name} is missing; give it"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
     return f"{name} = {str(error['input'])[:80]!r} {message}"
 

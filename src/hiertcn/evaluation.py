@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Evaluation", "evaluate", "evaluate_model", "read_candidates", "simple_model"]
+__all__ = ["Evaluation", "check_candidates", "evaluate", "evaluate_model", "read_candidates", "simple_model"]
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -34,7 +34,7 @@ TOP = 20
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model ranks the targets of one part of a cache. Ranks are exact over the model's whole catalog."""
+    """How a model ranks the targets of one part of a cache: exactly, over the model's whole catalog or `candidates`."""
 
     name: str
     part: str
@@ -42,11 +42,23 @@ class Evaluation:
     catalog: Catalog
     ranks: Ranks
     targets: Targets
+    candidates: Candidates = "all"
 
     @property
     def ranked(self) -> npt.NDArray[np.bool_]:
-        """bool [T]: targets on items of the catalog. The others have no rank; they are counted, not scored."""
+        """bool [T]: targets that have a rank. Those outside the catalog, or with nothing to be ranked among, have none;
+        they are counted, not scored."""
         return ~np.isnan(self.ranks.ranks)
+
+    @property
+    def outside(self) -> int:
+        """Targets on items outside the catalog."""
+        return int((self.ranks.among == 0).sum())
+
+    @property
+    def alone(self) -> int:
+        """Targets with nothing to be ranked among; none over the whole catalog."""
+        return 0 if self.candidates == "all" else int((self.ranks.among == 1).sum())
 
     @cached_property
     def table(self) -> Table:
@@ -72,8 +84,8 @@ class Evaluation:
             "split": self.cache.manifest.split,
             "candidates": float(self.ranks.among[self.ranked].mean()),
             "targets": len(self.ranks.ranks),
-            "targets_outside_the_catalog": int((self.ranks.among == 0).sum()),
-            "targets_without_candidates": int((self.ranks.among == 1).sum()) if not self._whole else 0,
+            "targets_outside_the_catalog": self.outside,
+            "targets_without_candidates": self.alone,
             "metrics": asdict(self.table),
             "segments": {
                 way: {name: asdict(table) for name, table in tables.items()} for way, tables in self.segments.items()
@@ -116,8 +128,8 @@ class Evaluation:
     def __str__(self) -> str:
         lines = [
             f"{self.name} on {self.part}: {self.table.targets} targets of {self.table.users} users ranked among "
-            f"{self._among()} items; {int((self.ranks.among == 0).sum())} targets on items outside the catalog"
-            + ("" if self._whole else f", {int((self.ranks.among == 1).sum())} with nothing to be ranked among"),
+            f"{self._among()} items; {self.outside} targets on items outside the catalog"
+            + ("" if self.candidates == "all" else f", {self.alone} with nothing to be ranked among"),
             f"{'':22}{'per event':>10}  {'95% interval':18}{'per user':>10}  {'95% interval':18}",
         ]
         for name in self.table.event:
@@ -131,12 +143,9 @@ class Evaluation:
             lines.append(f"{name:22}{''.join(cells)}")
         return "\n".join(lines)
 
-    @property
-    def _whole(self) -> bool:
-        return bool(np.isin(self.ranks.among, (0, self.catalog.size)).all())
-
     def _among(self) -> str:
-        return str(self.catalog.size) if self._whole else f"{self.ranks.among[self.ranked].mean():.1f} (mean)"
+        whole = self.candidates == "all"
+        return str(self.catalog.size) if whole else f"{self.ranks.among[self.ranked].mean():.1f} (mean)"
 
     def segment_lines(self) -> str:
         """Recall@10 and MRR per event of each segment, as lines for a person."""
@@ -180,11 +189,7 @@ def evaluate_model(
             f"The {part} part of {cache.path} holds no event, so there is nothing to evaluate. "
             "Prepare the log with another --split or other fractions."
         )
-    if candidates == "impressions" and not cache.manifest.parts[part].get("events_with_impressions"):
-        raise InputError(
-            f"No {part} event of {cache.path} has impressions. Prepare the log with --impressions, or rank among other "
-            "candidates."
-        )
+    check_candidates(candidates, cache, part)
     ranks = rank(model, batches, batches.rows, candidates=candidates, top=top, seed=seed)
     if np.isnan(ranks.ranks).all():
         raise InputError(
@@ -192,7 +197,16 @@ def evaluate_model(
             f"that the model knows, such as {shown(catalog.ids.head(3).to_list())}. Give a log with the same item "
             "ids, or split it otherwise."
         )
-    return Evaluation(name, part, cache, catalog, ranks, Targets.of(cache, ranks.events))
+    return Evaluation(name, part, cache, catalog, ranks, Targets.of(cache, ranks.events), candidates)
+
+
+def check_candidates(candidates: Candidates, cache: Cache, part: str) -> None:
+    """Raises InputError if `candidates` are impressions and the part has none."""
+    if candidates == "impressions" and not cache.manifest.parts[part].get("events_with_impressions"):
+        raise InputError(
+            f"No {part} event of {cache.path} has impressions. Prepare the log with --impressions, or rank among other "
+            "candidates."
+        )
 
 
 def evaluate(

@@ -33,7 +33,7 @@ from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.children import ENDED
 from hiertcn.errors import HiertcnError, Stopped
-from hiertcn.evaluation import evaluate_model
+from hiertcn.evaluation import evaluate_model, read_candidates
 from hiertcn.files import written_aside
 from hiertcn.manifest import listed, write_manifest
 from hiertcn.models import CONFIGS, Model, ModelConfig, build, remembers, resolved, trainable
@@ -95,7 +95,8 @@ def _test(job: dict[str, Any]) -> dict[str, Any]:
     # What a model makes only once is made here.
     sound = check_soundness(model, cache.catalog, cache, job["seed"])
     begun = time.perf_counter()
-    found = evaluate_model(model, cache.catalog, cache, "test")
+    among = read_candidates(job["candidates"])
+    found = evaluate_model(model, cache.catalog, cache, "test", candidates=among, seed=job["seed"])
     seconds = time.perf_counter() - begun
     ranks = found.ranks
     with written_aside(Path(job["ranks"])) as aside:

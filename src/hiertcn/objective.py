@@ -39,6 +39,7 @@ class LossConfig(Config):
 
     …_negatives:            of sampled_softmax: drawn uniformly, by train events^alpha, and the batch's other targets
     own_negatives, drawn:   of the ranking losses: each target's, what was shown beside it, or else so many drawn ones
+    shown_negatives:        false: they are drawn for every target, whatever was shown beside it
     delta, nce_weight:      the margin of the hinges, the weight of nce's negatives
     """
 
@@ -49,6 +50,7 @@ class LossConfig(Config):
     in_batch_negatives: bool = True
     own_negatives: Annotated[int, Field(ge=1, le=MOST)] = MOST
     drawn: Drawn = "popular"
+    shown_negatives: bool = True
     delta: Annotated[float, Field(ge=0)] = 0.1
     nce_weight: Positive = 1.0
 
@@ -118,5 +120,6 @@ class Objective:
             return sampled_softmax(queries, targets, lookup, drawn, both)
         if config.loss == "l2":
             return l2(queries, targets, lookup)
-        negatives = self._own.draw(targets, batch.shown, rng)
+        shown = batch.shown if config.shown_negatives else batch.shown[:, :0]
+        negatives = self._own.draw(targets, shown, rng)
         return ranking_loss(config.loss, queries, targets, negatives, model.score_rows, config.delta, config.nce_weight)

@@ -97,6 +97,7 @@ def _check(evaluations: Sequence[Evaluation]) -> None:
             other.cache.manifest.fingerprint == first.cache.manifest.fingerprint
             and other.catalog.fingerprint == first.catalog.fingerprint
             and np.array_equal(other.ranks.events, first.ranks.events)
+            and other.candidates == first.candidates
         )
         if not same:
             raise InputError(

@@ -65,16 +65,23 @@ class Section:
 def facts(first: Evaluation) -> list[tuple[str, str]]:
     """(name, value) pairs on the log and the targets of an evaluation."""
     manifest = first.cache.manifest
-    outside = int((~first.ranked).sum())
     split = [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in manifest.split.items() if value is not None]
     return [
         ("log", f"{manifest.events:,} events, {manifest.sessions:,} sessions, {manifest.users:,} users"),
         ("a new session", f"after {manifest.session_gap:,g} s without an event"),
         ("split", "; ".join(split)),
-        ("candidates", f"{first.catalog.size:,} items, the whole catalog"),
+        ("candidates", _among(first)),
         ("ranked", f"{first.table.targets:,} events of {first.table.users:,} users, {first.part} part"),
-        ("outside the catalog", f"{outside:,} of {len(first.ranked):,} {first.part} events; counted, not ranked"),
+        ("outside the catalog", f"{first.outside:,} of {len(first.ranked):,} {first.part} events; counted, not ranked"),
+        *([("without candidates", f"{first.alone:,} more; counted, not ranked")] if first.candidates != "all" else []),
     ]
+
+
+def _among(first: Evaluation) -> str:
+    if first.candidates == "all":
+        return f"{first.catalog.size:,} items, the whole catalog"
+    mean = f"{first.ranks.among[first.ranked].mean():.1f} items on average, the target one of them"
+    return f"{'what was shown beside a target' if first.candidates == 'impressions' else 'drawn at random'}: {mean}"
 
 
 def _plain(value: Any) -> str:
@@ -126,9 +133,11 @@ def overall(evaluations: Sequence[Evaluation], optimum: Mapping[str, float]) -> 
         if optimum and weight == "per event":
             rows.append(("known optimum", [Cell(number(optimum.get(m, float("nan")))) for m in METRICS]))
         grids.append(Grid(f"Metrics {weight}, with 95% intervals; the best of each is bold", "model", _COLUMNS, rows))
+    among = {"all": "all items of the catalog", "impressions": "what was shown beside it"}
     text = (
-        "Each event of the part is ranked among all items of the catalog, before it is known. Per event, each event "
-        "weighs alike; per user, each user does. Intervals are from resampling users."
+        f"Each event of the part is ranked among {among.get(str(evaluations[0].candidates), 'items drawn for it')}, "
+        "before it is known. Per event, each event weighs alike; per user, each user does. Intervals are from "
+        "resampling users."
     )
     return Section("How well each model ranks what came next", text, shown, grids)
 
@@ -139,7 +148,7 @@ def differences(evaluations: Sequence[Evaluation]) -> Section:
     ranked = first.ranked
     tables = {
         other.name: difference(
-            first.ranks.ranks[ranked], other.ranks.ranks[ranked], first.targets.user[ranked], first.catalog.size
+            first.ranks.ranks[ranked], other.ranks.ranks[ranked], first.targets.user[ranked], first.ranks.among[ranked]
         )
         for other in others
     }

@@ -5,7 +5,7 @@ A key has a list of choices, or a range, `{ low = 0.0005, high = 0.008, log = tr
 
 from __future__ import annotations
 
-__all__ = ["BUDGET", "Choices", "Range", "Settings", "Space", "Tried", "read_space"]
+__all__ = ["BUDGET", "Choices", "Range", "Settings", "Space", "Tried", "read_space", "space_of"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -174,9 +174,15 @@ class Space:
 
 def read_space(file: Path, base: Settings) -> Space:
     """The space of a TOML file around `base`. Raises InputError that names every problem at once."""
+    return space_of(read_toml(file), base, str(file))
+
+
+def space_of(tables: Mapping[str, Any], base: Settings, where: str) -> Space:
+    """The space of tables such as a file has around `base`. Raises InputError that names every problem at once, and
+    `where` they are."""
     problems: list[str] = []
     keys: dict[str, Range | Choices] = {}
-    for table, entries in read_toml(file).items():
+    for table, entries in tables.items():
         if table not in _TABLES or not isinstance(entries, dict):
             problems.append(f"[{table}] is not a table{nearest(table, _TABLES)}; the tables are [model] and [train]")
             continue
@@ -184,8 +190,9 @@ def read_space(file: Path, base: Settings) -> Space:
         known = [key for key in type(config).model_fields if table == "model" or key not in _BARRED]
         for key, given in entries.items():
             if key not in known:
-                why = "is of the budget, not of a space" if key in _BARRED else f"is not a key{nearest(key, known)}"
-                problems.append(f"[{table}] {key[:80]!r} {why}; the keys are {', '.join(known)}")
+                meant = nearest(key, known) or f"; the keys are {', '.join(known)}"
+                why = "is of the budget, not of a space" if key in _BARRED else f"is not a key{meant}"
+                problems.append(f"[{table}] {key[:80]!r} {why}")
                 continue
             try:
                 keys[f"{table}.{key}"] = _read_key(given)
@@ -195,7 +202,7 @@ def read_space(file: Path, base: Settings) -> Space:
     for name, one in keys.items():
         problems += _refused(space, name, one)
     if problems:
-        raise InputError(f"{file}: {'; '.join(dict.fromkeys(problems))}.")
+        raise InputError(f"{where}: {'; '.join(dict.fromkeys(problems))}.")
     return space
 
 

@@ -171,7 +171,12 @@ def begin_study(out: Path, cache: Cache, contender: Contender) -> None:
     }
     file = out / "study.json"
     if file.exists():
-        check_same(out, read_manifest(file, _Begun)["identity"], identity)
+        # What it does not state there was no such setting of when it began; all was as the default says.
+        known = {
+            **{f"model.{key}": value for key, value in type(model)().model_dump(mode="json").items()},
+            **{f"train.{key}": value for key, value in type(train)().model_dump(mode="json").items()},
+        }
+        check_same(out, known | read_manifest(file, _Begun)["identity"], identity)
     else:
         write_manifest(file, {"identity": identity})
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from hiertcn.errors import InputError
 from hiertcn.verbs.flags import console, say
 
 LogFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="A prepared log.")]
@@ -50,24 +51,42 @@ def tune(
 
 def compare(
     cache: LogFolder,
-    models: Annotated[
-        str, typer.Option(help="Presets, popularity, last_items, max_item or TOML files, a,b,c; yours first.")
-    ],
     out: Annotated[Path, typer.Option(help="The folder to write to; the same command goes on with it.")],
-    trials: Trials,
+    models: Annotated[
+        str | None, typer.Option(help="Presets, popularity, last_items, max_item or TOML files, a,b,c; yours first.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file that states the models, and any of the options below.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Settings to try of a model, its defaults among them.", min=1)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes of a trial at most.", min=1, show_default="20")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Epochs without a better one that end a trial.", min=1, show_default="3")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, show_default="0")] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(help="What the test part is ranked among: all, impressions, or random:N.", show_default="all"),
+    ] = None,
 ) -> None:
     """Compare models: tune each with the same budget, rank the test part once, write tables and plots."""
     from hiertcn.comparing import compare as compare_models
     from hiertcn.watching import Watch
 
-    named = [name.strip() for name in models.split(",") if name.strip()]
+    if (models is None) == (config is None):
+        raise InputError("Give either --models a,b,c or --config FILE, which states them.")
     found = compare_models(
-        cache, named, trials, out, epochs=epochs, patience=patience, seed=seed, progress=Watch(console)
+        cache,
+        config or [name.strip() for name in str(models).split(",") if name.strip()],
+        trials,
+        out,
+        epochs=epochs,
+        patience=patience,
+        seed=seed,
+        candidates=candidates,
+        progress=Watch(console),
     )
     typer.echo(found)
     say(f"{out / 'compare.html'}, compare.md and compare.json have all of it")
