@@ -32,7 +32,7 @@ from hiertcn.settings import TrainConfig
 from hiertcn.streams import crowd_of, known_rows
 from hiertcn.training import train
 from hiertcn.trends import MOST, PERIOD
-from runs import relisted
+from runs import relisted, weights_of
 from scoring import in_batches
 
 CATALOG = 6
@@ -164,6 +164,22 @@ def test_follows_stay_within_the_session_and_pass_over_unknown_items(tmp_path: P
     assert not told(one, START + 9100, 2)[2].any()
 
 
+def test_being_asked_about_tomorrow_does_not_stop_the_clock() -> None:
+    hears, asked = Crowd(HORIZONS, CATALOG), Crowd(HORIZONS, CATALOG)
+    for minute in range(5):
+        asked.at(np.array([START + 1e8]), np.array([0]))
+        for one in (hears, asked):
+            one.observe(1 + minute, START + 60.0 * minute, 0)
+    assert np.flatnonzero(told(hears, START + 400, 0)[0]).tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(told(asked, START + 400, 0), told(hears, START + 400, 0))
+
+
+def test_an_item_that_is_newer_than_the_catalog_is_heard() -> None:
+    one = crowd([(1, 0, START)])
+    one.observe(CATALOG + 2, START + 120, 1)
+    assert dense(*one.at(np.array([START + 200.0]), np.array([1])), CATALOG + 2)[0, 1:, CATALOG + 2].all()
+
+
 # Models.
 
 
@@ -287,6 +303,43 @@ def test_what_only_the_crowd_can_tell_is_found(cache: Cache, run: Run, tmp_path:
     assert 0.6 < trending.table.event["mrr"] < 0.98
 
 
+def test_training_hears_the_train_part_alone(cache: Cache, tmp_path: Path) -> None:
+    """Whatever others pick in the other parts, one pass leads to the same weights."""
+    weights = []
+    log = crowded(150, 0)
+    parts = np.repeat(np.random.default_rng(3).choice(["train", "valid", "test"], 150), 12)
+    for number in range(2):
+        told = log.with_columns(part=pl.Series(parts))
+        if number:
+            changed = pl.when(pl.col("part") == "train").then("item").otherwise(pl.lit("i1"))
+            told = told.with_columns(
+                item=changed, ts=pl.col("ts") + pl.when(pl.col("part") == "train").then(0).otherwise(99)
+            )
+        other = prepare(told, tmp_path / f"cache{number}", session_gap=600, split="column:part")
+        config = HierTCNConfig(**SMALL, trends=(0.2, 2.0), follows=(1.0,))
+        train(other, config, TRAIN.model_copy(update={"epochs": 1}), tmp_path / f"run{number}")
+        weights.append(weights_of(tmp_path / f"run{number}"))
+    assert weights[0].keys() == weights[1].keys()
+    for name, values in weights[0].items():
+        np.testing.assert_array_equal(values, weights[1][name])
+
+
+def test_nothing_follows_across_sessions_or_people(cache: Cache) -> None:
+    """At a session's first position nothing is known to follow; later what came after the item before it."""
+    rows = known_rows(cache.catalog)
+    known = crowd_of(cache, "test", rows, HORIZONS)
+    assert known is not None
+    later = 0
+    for batch in batches_of(cache, "test", rows=3, sessions=9, chunk=9, crowd=known):
+        begin, source = batch.lag(1)
+        assert not batch.crowd[:begin, 2].any()
+        expected, weights = known.at(batch.seen[begin:].numpy(), batch.items[source].numpy())
+        torch.testing.assert_close(batch.crowd[begin:], torch.from_numpy(expected))
+        torch.testing.assert_close(batch.lately[begin:], torch.from_numpy(weights))
+        later += int((weights[:, 2] > 0).sum())
+    assert later > 0
+
+
 def test_sampled_negatives_learn_it_too(cache: Cache, tmp_path: Path) -> None:
     config = TRAIN.model_copy(update={"loss": "sampled_softmax", "uniform_negatives": 8, "popular_negatives": 8})
     found = train(cache, HierTCNConfig(**SMALL, trends=(0.2,)), config, tmp_path / "run")
@@ -352,6 +405,14 @@ def test_online_everybody_is_heard_as_in_evaluation(cache: Cache, run: Run) -> N
                     assert abs(order.index(item) + 1 - rank) <= 0.5
                     compared += 1
             rec.observe(user, item, time)
+        whole = crowd_of(cache, "test", known_rows(cache.catalog), run.model.horizons)
+        assert whole is not None
+        assert rec._crowd is not None
+        end = np.full(run.catalog.size, float(events["ts"].max()) + 90)  # type: ignore[arg-type]
+        every = np.arange(1, run.catalog.size + 1)
+        ours, theirs = (dense(*one.at(end, every), run.catalog.size) for one in (rec._crowd, whole))
+        assert theirs[:, 2].any()
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
     assert compared == 60
 
 
@@ -370,7 +431,10 @@ def test_a_damaged_crowd_is_refused(run: Run, tmp_path: Path) -> None:
     (kept,) = run.path.glob("crowd-*.safetensors")
     good = load_file(kept)
     damages = [{"picked": good["picked"] + 99}, {"weights": -1 - good["weights"]}, {"times": good["times"][1:]}]
-    for number, damage in enumerate([*damages, {"begin": torch.tensor(-1)}, {"weights": good["begin"].clone()}]):
+    damages += [{"begin": torch.tensor(-1)}, {"begin": torch.tensor(1 << 55)}, {"weights": good["begin"].clone()}]
+    damages += [{"weights": good["weights"].bfloat16()}, {"weights": good["weights"] + 1e300}]
+    damages += [{"items": good["items"].to(torch.int8)}, {"begin": torch.tensor(float("inf"))}]
+    for number, damage in enumerate(damages):
         folder = tmp_path / str(number)
         shutil.copytree(run.path, folder)
         save_file(good | damage, folder / "crowd-0.safetensors")

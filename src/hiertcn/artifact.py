@@ -253,9 +253,9 @@ class Run:
             return None
         if (stated := self.manifest.get("crowd")) is None:
             return Crowd(horizons, size)
-        arrays = {name: tensor.numpy() for name, tensor in read_tensors(self.path, stated).items()}
+        tensors = read_tensors(self.path, stated)
         try:
-            return Crowd.restored(horizons, size, arrays)
+            return Crowd.restored(horizons, size, {name: tensor.numpy() for name, tensor in tensors.items()})
         except (KeyError, ValueError, TypeError) as error:
             raise ArtifactError(f"{self.path}: what it says of the crowd is damaged ({error}).") from error
 

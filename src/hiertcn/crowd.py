@@ -16,6 +16,11 @@ import numpy.typing as npt
 from hiertcn.follows import Follows
 from hiertcn.trends import Floats, Ints, Trends
 
+_STATE = {"weights": ("float64", 2), "begin": ("int64", 0)}
+_STATE |= {"items": ("int64", 1), "picked": ("int64", 1), "times": ("float64", 1)}
+# Minutes, of the year 2200; picks.
+_LATEST, _HEAVIEST = 121_000_000, 1e12
+
 
 class Horizons(NamedTuple):
     """Hours, increasing: a pick counts exp(−age / horizon)."""
@@ -48,6 +53,11 @@ class Crowd:
     @classmethod
     def restored(cls, horizons: Horizons, catalog: int, state: dict[str, npt.NDArray[Any]]) -> Self:
         """Go on from what `state` gave; the catalog may have grown. Raises ValueError or KeyError if it can't be."""
+        for name, (kind, dimensions) in _STATE.items():
+            if (state[name].dtype.name, state[name].ndim) != (kind, dimensions) or not np.isfinite(state[name]).all():
+                raise ValueError(f"{name} should be {kind} in {dimensions} dimensions, and finite")
+        if not 0 <= state["begin"] < _LATEST or state["weights"].max(initial=0) > _HEAVIEST:
+            raise ValueError("the trends are of no time or weight that can be")
         crowd = cls(horizons, catalog)
         if horizons.trends:
             crowd._trends = Trends.restored(horizons.trends, catalog, state["weights"], int(state["begin"]))
@@ -56,8 +66,6 @@ class Crowd:
             rows = np.concatenate([items, picked])
             if not len(items) == len(picked) == len(times) or not rows.clip(1, catalog).tolist() == rows.tolist():
                 raise ValueError("the pairs are not of these items")
-            if not np.isfinite(times).all():
-                raise ValueError("the pairs have no times")
             crowd._follows = Follows(horizons.follows, items, picked, times)
         return crowd
 

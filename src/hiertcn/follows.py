@@ -74,8 +74,10 @@ class Follows:
         there = at >= np.searchsorted(self._items, after)[:, None]
         rows, times = np.zeros(at.shape, dtype=np.int32), np.zeros(at.shape)
         rows[there], times[there] = self._picked[at[there]], self._times[at[there]]
-        for n in np.flatnonzero(np.isin(after, list(self._since))) if self._since else ():
-            since, when = self._since[int(after[n])]
+        for n, item in enumerate(after.tolist() if self._since else ()):
+            if item not in self._since:
+                continue
+            since, when = self._since[item]
             rows[n], times[n] = 0, 0.0
             rows[n, MOST - len(since) :], times[n, MOST - len(since) :] = since * (when < moments[n]), when
         return rows, np.minimum(times, moments[:, None])

@@ -28,6 +28,7 @@ from hiertcn.crowd import Crowd
 from hiertcn.door import Id, Time, checked_id, microseconds, told
 from hiertcn.errors import InputError
 from hiertcn.impressions import MOST as MOST_SHOWN
+from hiertcn.models import VectorModel
 from hiertcn.ragged import SessionBatch
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
 from hiertcn.states import StateStore, UserState, open_states
@@ -160,9 +161,12 @@ class Recommender:
         return self._recommend(state, int(moments.max(initial=0)), k, hidden, keys)
 
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
-        """[Q]: the vector whose scores rank the user's next item; `time` as in `recommend`."""
-        query: npt.NDArray[Any] = self._query(*self._asked(user, time))[0].numpy()
-        return query
+        """[Q]: the vector whose scores, with the model's boosts, rank the next item; `time` as in `recommend`."""
+        query = self._query(*self._asked(user, time))
+        if isinstance(self._model, VectorModel):
+            query = self._model.parted(query)[0]
+        found: npt.NDArray[Any] = query[0].numpy()
+        return found
 
     def delete(self, user: Id) -> None:
         """Forget all events of a user."""

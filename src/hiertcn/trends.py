@@ -90,7 +90,9 @@ class Trends:
         """int32 [N, H, K] item rows, 0 for none, and float32 [N, H, K], their weights, as known at `moments` [N]
         seconds."""
         periods = moments // PERIOD
-        self._go_to(int(periods.max(initial=0)))
+        # To be asked about tomorrow does not make it tomorrow: only that the running period is over then.
+        if self._picked and periods.max(initial=0) > self._period:
+            self._go_to(self._period + 1)
         if not len(self._periods):
             shape = len(moments), *self._rows.shape[1:]
             return np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
@@ -112,12 +114,12 @@ class Trends:
         if period <= self._period:
             return
         if self._picked:
+            picked, self._picked = np.array(self._picked), []
             rows, picks = self._rows[1 - _KEPT :], self._picks[1 - _KEPT :]
             self._forgot |= len(rows) < len(self._rows)
             self._keep(np.append(self._periods[1 - _KEPT :], self._period + 1))
             self._rows[:-1], self._picks[:-1] = rows, picks
-            self._count(len(rows), np.array(self._picked))
-            self._picked = []
+            self._count(len(rows), picked)
         self._period = period
 
     def _count(self, snapshot: int, picked: Ints) -> None:
@@ -129,6 +131,9 @@ class Trends:
             self._origin, age = begin, np.zeros(len(age))
         grown = np.exp(age)
         rows, counts = np.unique(picked, return_counts=True)
+        if (more := int(rows.max(initial=0)) + 1 - len(self._fresh)) > 0:
+            # The catalog has grown.
+            self._weights, self._fresh = np.pad(self._weights, ((0, 0), (0, more))), np.pad(self._fresh, (0, more))
         self._weights[:, rows] += counts * grown[:, None]
         # Only what was picked can rise: the others keep their order.
         self._fresh[rows] = True

@@ -19,6 +19,7 @@ from hiertcn.cache import Cache
 from hiertcn.errors import InputError
 from hiertcn.files import written_aside
 from hiertcn.models import Model, VectorModel
+from hiertcn.models.hiertcn import HierTCN
 from hiertcn.sessions import PARTS, Sessions
 from hiertcn.streams import Ints, Stream, known_rows
 from hiertcn.wholes import whole_batch
@@ -30,8 +31,7 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
     """Write a Parquet file with user_id and query (float16, a list of fixed size) of every user of a prepared log,
     after all the user's events; how many users that are.
 
-    The score of an item is the inner product of a query with the item's vector (and the model's boosts of single items,
-    which no vector holds). Items are matched by id. Raises
+    The score of an item is the inner product of a query with the item's vector. Items are matched by id. Raises
     InputError for a model whose queries are no vectors, StorageError when the disk refuses.
     """
     run, cache = run if isinstance(run, Run) else Run(run), cache if isinstance(cache, Cache) else Cache(cache)
@@ -56,6 +56,11 @@ def write_user_queries(run: Run | str | Path, cache: Cache | str | Path, out: st
 
 def _comparing(run: Run) -> VectorModel:
     model = run.model
+    if isinstance(model, HierTCN) and model.config.boosts:
+        raise InputError(
+            f"{run.path} boosts single items beside what vectors tell, and without that its vectors rank badly. Train "
+            "one without, such as `hiertcn train --preset small`."
+        )
     if not isinstance(model, VectorModel) or model.bias is not None:
         raise InputError(
             f"{run.path} is a {run.name} whose scores are not inner products of a query with item vectors. Train one "
@@ -94,13 +99,12 @@ def current_queries(
     rows: as of `known_rows`     session_gap, longest: when a session is over
     """
     model.eval()
-    size = model.query_size if isinstance(model, VectorModel) else None
     blocks = sessions.event_offsets[:-1] // EVENTS_TOGETHER
     bounds = np.append(np.flatnonzero(np.diff(blocks, prepend=-1)), len(blocks)).tolist()
     for first, last in pairwise(bounds):
         batch = whole_batch(_asked_at_the_end(sessions.users(first, last), rows, session_gap, longest))
         queries, _ = model(batch, model.zero_state(last - first))
-        found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()[:, :size]
+        found: npt.NDArray[np.float32] = queries[batch.positions].float().numpy()
         yield found
 
 

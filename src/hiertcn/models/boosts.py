@@ -38,9 +38,9 @@ class CrowdBoosts(nn.Module):
         nn.init.constant_(self.weigh.bias, _BEGIN)
 
     def forward(self, hidden: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
-        """[N, C K] item rows, 0 for none, and their boosts; nothing for a batch that knows no crowd."""
-        if not batch.lately.numel():
-            return batch.items.new_zeros(len(hidden), 0), hidden.new_zeros(len(hidden), 0)
+        """[N, C K] item rows, 0 for none, and their boosts. Raises ValueError for a batch that knows another crowd."""
+        if batch.lately.shape[1] != self.weigh.out_features:
+            raise ValueError(f"the crowd has {batch.lately.shape[1]} columns, expected {self.weigh.out_features}")
         boosts = self.weigh(hidden).unsqueeze(2) * torch.log1p(batch.lately * _STEEP)
         return batch.crowd.flatten(1), boosts.flatten(1)
 
