@@ -18,7 +18,7 @@ from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
 from hiertcn.impressions import MOST
 from hiertcn.losses import sampled_softmax
-from hiertcn.models import GRUConfig, HierTCNConfig, HRNNConfig, VectorModel, build
+from hiertcn.models import GRUConfig, HierTCNConfig, HRNNConfig, ModelConfig, VectorModel, build
 from hiertcn.models.hiertcn import HierTCN
 from hiertcn.models.items import GivenItems
 from hiertcn.negatives import NegativeSampler
@@ -153,13 +153,19 @@ def run() -> None:
 def measure(cache: Cache, rows: int) -> dict[str, Any]:
     events = cache.catalog.train_events
     paper = HierTCNConfig(head="embedding")
-    models: dict[str, VectorModel] = {
-        OURS: build(paper, events, 0),  # type: ignore[dict-item]
-        PADDED: build(paper, events, 0),  # type: ignore[dict-item]
-        HRNN: build(HRNNConfig(units=184), events, 0),  # type: ignore[dict-item]
-        CELLS: build(HRNNConfig(units=184), events, 0),  # type: ignore[dict-item]
-        HIER_GRU: build(HierTCNConfig(low="gru", channels=(160,)), events, 0),  # type: ignore[dict-item]
-        GRU: build(GRUConfig(units=192), events, 0),  # type: ignore[dict-item]
+
+    def built(config: ModelConfig) -> VectorModel:
+        model = build(config, events, 0)
+        assert isinstance(model, VectorModel)
+        return model
+
+    models = {
+        OURS: built(paper),
+        PADDED: built(paper),
+        HRNN: built(HRNNConfig(units=184)),
+        CELLS: built(HRNNConfig(units=184)),
+        HIER_GRU: built(HierTCNConfig(low="gru", channels=(160,))),
+        GRU: built(GRUConfig(units=192)),
     }
     padded = models[PADDED]
     assert isinstance(padded, HierTCN)

@@ -67,4 +67,4 @@ def said(answer: Answer, code: int, *parts: str) -> None:
     assert last.startswith("Error: ")
     for part in parts:
         assert part in last
-    assert len(last) < 1000
+    assert len(last) < 700

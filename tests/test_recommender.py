@@ -59,7 +59,7 @@ def rec(tmp_path: Path) -> Recommender:
     return five_items(tmp_path / "run")
 
 
-# A model that hears everybody depends on the order of all their events: see test_crowd.py.
+# A model that hears everybody depends on the order of all their events: see test_boosts.py.
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "trending"])
 def test_each_target_is_ranked_as_in_evaluation(tmp_path: Path, cache: Cache, kind: str) -> None:
     run = run_of(tmp_path / "run", KINDS[kind], cache.catalog)

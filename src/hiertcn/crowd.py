@@ -56,15 +56,18 @@ class Crowd:
         for name, (kind, dimensions) in _STATE.items():
             if (state[name].dtype.name, state[name].ndim) != (kind, dimensions) or not np.isfinite(state[name]).all():
                 raise ValueError(f"{name} should be {kind} in {dimensions} dimensions, and finite")
-        if not 0 <= state["begin"] < _LATEST or state["weights"].max(initial=0) > _HEAVIEST:
+        weights, begin = state["weights"], int(state["begin"])
+        if not (0 <= begin < _LATEST and (weights >= 0).all() and weights.max(initial=0) <= _HEAVIEST):
             raise ValueError("the trends are of no time or weight that can be")
+        if len(weights) != len(horizons.trends) or weights.shape[1] > catalog + 1:
+            raise ValueError("the trends are not of these horizons and items")
         crowd = cls(horizons, catalog)
         if horizons.trends:
-            crowd._trends = Trends.restored(horizons.trends, catalog, state["weights"], int(state["begin"]))
+            crowd._trends = Trends.restored(horizons.trends, catalog, weights, begin)
         if horizons.follows:
             items, picked, times = (state[name] for name in ("items", "picked", "times"))
             rows = np.concatenate([items, picked])
-            if not len(items) == len(picked) == len(times) or not rows.clip(1, catalog).tolist() == rows.tolist():
+            if not len(items) == len(picked) == len(times) or (rows != rows.clip(1, catalog)).any():
                 raise ValueError("the pairs are not of these items")
             crowd._follows = Follows(horizons.follows, items, picked, times)
         return crowd

@@ -189,6 +189,7 @@ class Recommender:
         full = len(state.times) >= self._longest
         if len(state.times) and (begins_session(state.times[-1], _not_before(state, at), self._session_gap) or full):
             if state.items.any():
+                # What the crowd does changes no state.
                 _, after = self._model.fold(self._batch(state, at), _initial(state))
                 state = replace(state, long_term=after[0].numpy(), previous_end=int(state.times[-1]))
             state = state.without_events()
@@ -197,12 +198,13 @@ class Recommender:
     @torch.inference_mode()
     def _query(self, state: UserState, at: int, keys: Ints | None = None) -> Tensor:
         """[1, Q]: the query of an event at `at`."""
-        batch = self._batch(state, at, keys)
+        with self._crowd_lock:
+            batch = self._batch(state, at, keys, self._crowd)
         queries, _ = self._model(batch, _initial(state))
         asked: Tensor = queries[batch.positions]
         return asked
 
-    def _batch(self, state: UserState, at: int, keys: Ints | None = None) -> SessionBatch:
+    def _batch(self, state: UserState, at: int, keys: Ints | None = None, crowd: Crowd | None = None) -> SessionBatch:
         """One user's events that are still to be read, and the one asked for at `at`, on item row 0.
 
         keys: int64, the sessions of those events, of which the last one still runs; None: by the rule of the run
@@ -217,18 +219,14 @@ class Recommender:
         whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, users, state.skipped, shown)
         stream = Stream.of(whole, self._rows, "test", self._session_gap, self._longest)
         if state.previous_end is None:
-            return self._whole(stream)
+            return whole_batch(stream, crowd)
         seen, gaps = stream.seen.copy(), stream.gaps.copy()
         if begins_session(state.previous_end, times[0], self._session_gap):
             gaps[0] = seen[0] - state.previous_end / SECOND
         else:
             # It began because the one before was full; see Stream.of.
             seen[0] = state.previous_end / SECOND
-        return self._whole(replace(stream, seen=seen, gaps=gaps))
-
-    def _whole(self, stream: Stream) -> SessionBatch:
-        with self._crowd_lock:
-            return whole_batch(stream, self._crowd)
+        return whole_batch(replace(stream, seen=seen, gaps=gaps), crowd)
 
     @torch.inference_mode()
     def _recommend(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["TrainConfig", "train"]
+__all__ = ["train"]
 
 import threading
 from pathlib import Path
@@ -66,8 +66,9 @@ def train(
     finite (the last checkpoint is kept); StorageError when the disk refuses a write.
     """
     cache, out = cache if isinstance(cache, Cache) else Cache(cache), Path(out)
-    strong = read_settings(DEFAULT)
-    model, config = model or strong[0], config or strong[1]
+    if model is None or config is None:
+        strong = read_settings(DEFAULT)
+        model, config = model or strong[0], config or strong[1]
     model = resolved(model, cache.vectors)
     check_agreement(model, config)
     if isinstance(model, HierTCNConfig) and model.boosts and cache.manifest.items >= LARGEST:

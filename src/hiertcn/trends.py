@@ -61,11 +61,7 @@ class Trends:
 
     @classmethod
     def restored(cls, horizons: Sequence[float], catalog: int, weights: Floats, begin: int) -> Self:
-        """Go on from what `state` gave; the catalog may have grown. Raises ValueError if it does not fit."""
-        if weights.ndim != 2 or len(weights) != len(horizons) or weights.shape[1] > catalog + 1 or begin < 0:
-            raise ValueError("the trends are not of these horizons and items")
-        if not (np.isfinite(weights).all() and (weights >= 0).all()):
-            raise ValueError("the trends are no weights")
+        """Go on from what `state` gave; the catalog may have grown."""
         trends = cls(horizons, catalog)
         trends._weights[:, : weights.shape[1]] = weights
         trends._most = np.argsort(-trends._weights, axis=1, kind="stable")[:, :MOST]

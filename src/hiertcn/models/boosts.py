@@ -10,11 +10,11 @@ from __future__ import annotations
 
 __all__ = ["LARGEST", "CrowdBoosts", "RepeatBoosts", "among", "joined", "of_rows", "spread"]
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from hiertcn.ragged import SessionBatch
 
@@ -51,7 +51,7 @@ class RepeatBoosts(nn.Module):
 
     def __init__(self, width: int, last: int) -> None:
         super().__init__()
-        self._buckets = _bucket(last) + 1
+        self._buckets = int(_buckets(torch.arange(last, last + 1, device="cpu"))) + 1
         self.weigh = nn.Linear(width, 2 * self._buckets)
         nn.init.zeros_(self.weigh.weight)
         # Where there is little to learn from, last items first is the best guess.
@@ -61,14 +61,15 @@ class RepeatBoosts(nn.Module):
     def forward(self, hidden: Tensor, batch: SessionBatch, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[N, last] item rows, 0 for none, and their boosts. rows: the same rows, oldest first."""
         rows = rows.flip(1)
-        buckets = torch.tensor([_bucket(lag) for lag in range(1, rows.shape[1] + 1)], device=rows.device)
-        before = torch.arange(rows.shape[1], device=rows.device) >= batch.step.unsqueeze(1)
-        return rows, _FAST * self.weigh(hidden).gather(1, buckets + self._buckets * before)
+        lags = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+        before = lags > batch.step.unsqueeze(1)
+        return rows, _FAST * self.weigh(hidden).gather(1, _buckets(lags) + self._buckets * before)
 
 
-def _bucket(lag: int) -> int:
-    """The same for 4 and 5, 6 and 7, 8 to 11, 12 to 15 … items ago."""
-    return int(2 * math.log2(lag) + 1e-9)
+def _buckets(lags: Tensor) -> Tensor:
+    """int64: the same for 4 and 5, 6 and 7, 8 to 11, 12 to 15 … items ago."""
+    # Only powers of two are near a bound, and they are on it.
+    return (2 * lags.double().log2() + 1e-6).long()
 
 
 def joined(boosts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -104,7 +105,8 @@ def of_rows(tail: Tensor, asked: Tensor) -> Tensor:
     """[T, C]: the boosts `tail` [T, 2J] of item rows `asked` [T, C], each query's own."""
     rows, boosts = _halves(tail)
     rows, order = rows.sort(dim=1)
-    sums = torch.cat([boosts.new_zeros(len(tail), 1), boosts.gather(1, order).cumsum(1)], dim=1)
+    # In double precision, since small boosts are differences of large sums.
+    sums = F.pad(boosts.gather(1, order).double().cumsum(1), (1, 0))
     asked = asked.contiguous()
     first, past = torch.searchsorted(rows, asked), torch.searchsorted(rows, asked, right=True)
-    return sums.gather(1, past) - sums.gather(1, first)
+    return (sums.gather(1, past) - sums.gather(1, first)).to(boosts.dtype)

@@ -29,6 +29,10 @@ class Counting(Model):
         """Take the counts [items + 1] of the train part."""
         self.train_events.copy_(train_events)
 
+    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
+        """Without a state there is nothing to fold."""
+        return initial.new_zeros(batch.sessions, 0), initial
+
 
 class PopularityConfig(Config):
     """There is nothing to choose."""
@@ -42,9 +46,6 @@ class Popularity(Counting):
     def __init__(self, items: int, config: PopularityConfig) -> None:
         super().__init__(items, 0)
         self.config = config
-
-    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
-        return initial.new_zeros(batch.sessions, 0), initial
 
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
         return long_term.new_zeros(len(batch.items), 0)

@@ -6,12 +6,11 @@ __all__ = ["Trending", "TrendingConfig"]
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from hiertcn.config import Config, Positive
 from hiertcn.crowd import Horizons
-from hiertcn.models.boosts import spread
+from hiertcn.models.boosts import joined, spread
 from hiertcn.models.popularity import Counting
 from hiertcn.ragged import SessionBatch
 
@@ -35,14 +34,10 @@ class Trending(Counting):
         self.config = config
         self.horizons = Horizons(trends=(config.horizon,))
 
-    def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
-        return initial.new_zeros(batch.sessions, 0), initial
-
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
         if not batch.lately.numel():
             return long_term.new_zeros(len(batch.items), 0)
-        lately = batch.lately.flatten(1).to(long_term.dtype)
-        return torch.cat([batch.crowd.flatten(1).to(lately.dtype), lately], dim=1)
+        return joined([(batch.crowd.flatten(1), batch.lately.flatten(1).to(long_term.dtype))])
 
     def score(self, queries: Tensor) -> Tensor:
         popularity = self.train_events[1:] / (self.train_events.max() + 1) * _POPULARITY
