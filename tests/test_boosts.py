@@ -40,7 +40,7 @@ def test_repeats_boost_the_last_items_of_this_session_and_of_those_before(tmp_pa
     users: list[User] = [("u", [5, 1, 2, 1, 4], [START - 9000, START, START + 1, START + 2, START + 3], "test")]
     cache = cache_of(tmp_path / "cache", users, 1800, CATALOG)
     models = [build(HierTCNConfig(**SMALL, repeats=last), cache.catalog.train_events, 0).eval() for last in (0, 3)]
-    boosts = models[1].repeats
+    boosts = models[1].repeat_boosts
     assert isinstance(boosts, RepeatBoosts)
     with torch.no_grad():
         models[1].load_state_dict(models[0].state_dict(), strict=False)
@@ -184,10 +184,10 @@ def test_nothing_follows_across_sessions_or_people(cache: Cache) -> None:
     later = 0
     for batch in batches_of(cache, "test", rows=3, sessions=9, chunk=9, crowd=known):
         begin, source = batch.lag(1)
-        assert not batch.crowd[:begin, 2].any()
+        assert not batch.crowd_rows[:begin, 2].any()
         expected, weights = known.at(batch.seen[begin:].numpy(), batch.items[source].numpy())
-        torch.testing.assert_close(batch.crowd[begin:], torch.from_numpy(expected))
-        torch.testing.assert_close(batch.lately[begin:], torch.from_numpy(weights))
+        torch.testing.assert_close(batch.crowd_rows[begin:], torch.from_numpy(expected))
+        torch.testing.assert_close(batch.crowd_weights[begin:], torch.from_numpy(weights))
         later += int((weights[:, 2] > 0).sum())
     assert later > 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from caches import User, cache_of
 from crowds import CATALOG, HORIZONS, START, dense
-from hiertcn.crowd import Crowd, Horizons
+from hiertcn.crowd import Crowd, Horizons, bytes_needed
 from hiertcn.streams import crowd_of, known_rows
 from hiertcn.trends import MOST, PERIOD
 
@@ -146,3 +147,18 @@ def test_an_item_that_is_newer_than_the_catalog_is_heard() -> None:
     one = crowd([(1, 0, START)])
     one.observe(CATALOG + 2, START + 120, 1)
     assert dense(*one.at(np.array([START + 200.0]), np.array([1])), CATALOG + 2)[0, 1:, CATALOG + 2].all()
+
+
+def test_it_takes_no_more_memory_than_is_told() -> None:
+    rng, events, seconds = np.random.default_rng(0), 200_000, 100_000
+    items, before = rng.integers(1, 1000, (2, events))
+    times = START + rng.uniform(0, seconds, events)
+    for horizons in (Horizons((0.5, 4.0), (1.0,)), Horizons((), (1.0,)), Horizons((0.5,), ())):
+        said = bytes_needed(horizons, events, seconds)
+        tracemalloc.start()
+        two = [Crowd.of(horizons, 1000, items.copy(), before.copy(), times.copy()) for _ in range(2)]
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert 0.4 * said < peak < said, (horizons, peak / said)
+        del two
+    assert bytes_needed(Horizons(), events, seconds) == 0

@@ -80,7 +80,10 @@ def test_the_estimate_counts_weights_activations_scores_and_what_is_read() -> No
 
     def gigabytes(**counts: int) -> float:
         estimate.check_memory(
-            model, **{"positions": 0, "scores": 0, "read": 0, "averaged": False, **counts}, allow=True, say=said.append
+            model,
+            **{"positions": 0, "scores": 0, "read": 0, "crowd": 0, "averaged": False, **counts},
+            allow=True,
+            say=said.append,
         )
         return float(said[-1].split("about ")[1].split(" GB")[0])
 
@@ -88,5 +91,6 @@ def test_the_estimate_counts_weights_activations_scores_and_what_is_read() -> No
     assert gigabytes() == 0
     assert gigabytes(scores=10 * million) == pytest.approx(3 * 4 * 0.01, abs=0.006)
     assert gigabytes(read=10 * million) == pytest.approx(0.48, abs=0.006)
+    assert gigabytes(crowd=480 * million) == pytest.approx(0.48, abs=0.006)
     # GRU 60 + 60, both blocks of W_z 30 + 30, two taps of 30 channels, the head 10.
     assert gigabytes(positions=million) == pytest.approx(3 * 4 * (120 + 60 + 60 + 10) / 1000, abs=0.006)

@@ -6,7 +6,7 @@ horizon of the trends and of the follows, K items of a column, N moments.
 
 from __future__ import annotations
 
-__all__ = ["Crowd", "Horizons"]
+__all__ = ["Crowd", "Horizons", "bytes_needed"]
 
 from typing import Any, NamedTuple, Self
 
@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.follows import Follows
-from hiertcn.trends import Floats, Ints, Trends
+from hiertcn.trends import MOST, PERIOD, Floats, Ints, Trends
 
 _STATE = {"weights": ("float64", 2), "begin": ("int64", 0)}
 _STATE |= {"items": ("int64", 1), "picked": ("int64", 1), "times": ("float64", 1)}
 # Minutes, of the year 2200; picks.
 _LATEST, _HEAVIEST = 121_000_000, 1e12
+# Of an event while it is read: rows, time, order, and copies of them; of an item of a snapshot: row and weight.
+_READ, _SNAPSHOT = 96, 8
 
 
 class Horizons(NamedTuple):
@@ -27,6 +29,14 @@ class Horizons(NamedTuple):
 
     trends: tuple[float, ...] = ()
     follows: tuple[float, ...] = ()
+
+
+def bytes_needed(horizons: Horizons, events: int, seconds: float) -> int:
+    """Of memory, at most, while the second of two crowds is read that hear so many events over so many seconds."""
+    if not any(horizons):
+        return 0
+    snapshots = int(min(events, seconds / PERIOD + 1)) * len(horizons.trends)
+    return events * _READ + 2 * snapshots * MOST * _SNAPSHOT
 
 
 class Crowd:

@@ -28,6 +28,7 @@ def check_memory(
     positions: int,
     scores: int,
     read: int,
+    crowd: int,
     averaged: bool,
     allow: bool,
     say: Callable[[str], None],
@@ -37,6 +38,7 @@ def check_memory(
     model:             its sizes are all that is read
     positions, scores: of a batch
     read:              events that the generator holds at a time
+    crowd:             bytes
     averaged:          an average of the weights is held, too
 
     Raises InputError if it is above what is free and `allow` is off.
@@ -47,7 +49,7 @@ def check_memory(
     # each item; what the head gives are the scores.
     width = sum(p.numel() // p.shape[-1] for p in parameters if p.ndim > 1 and len(p) != model.items_in_catalog + 1)
     batch = scores * _SCORES + positions * width * _ACTIVATIONS
-    needed = _FLOAT * (weights * (_COPIES + averaged) + batch) + read * _READ
+    needed = _FLOAT * (weights * (_COPIES + averaged) + batch) + read * _READ + crowd
     free = psutil.virtual_memory().available
     say(
         f"{weights:,} parameters; weights, optimizer, a batch and what is read need about {needed / 1e9:.2f} GB, "

@@ -26,10 +26,9 @@ class Follows:
     def __init__(self, horizons: Sequence[float], items: Ints, picked: Ints, times: Floats) -> None:
         self._seconds = np.array(horizons, dtype=np.float64) * 3600
         order = np.lexsort((picked, times, items))
-        self._items, self._picked, self._times = items[order], picked[order].astype(np.int32), times[order]
-        self._in_order = np.sort(times)
-        # Increases with the item, then with the time, and is exact.
-        self._key = self._keys(self._items, self._times)
+        self._picked, self._times = picked[order].astype(np.int32), times[order]
+        # The pairs of item x are those from _begins[x] to _begins[x + 1].
+        self._begins = np.concatenate([[0], np.cumsum(np.bincount(items))])
         # Of items that were picked from since: the last picks, the latest at the end.
         self._since: dict[int, tuple[Rows, Floats]] = {}
 
@@ -58,20 +57,22 @@ class Follows:
 
     def state(self) -> tuple[Ints, Ints, Floats]:
         """The pairs that count: of each item the last K."""
-        begins = np.flatnonzero(np.diff(self._items, prepend=-1))
-        ends = np.append(begins[1:], len(self._items))
+        begins, ends = self._begins[:-1], self._begins[1:]
         kept = ranges(np.maximum(begins, ends - MOST), ends)
-        return self._items[kept], self._picked[kept].astype(np.int64), self._times[kept]
+        items = np.repeat(np.arange(len(begins)), np.minimum(ends - begins, MOST))
+        return items, self._picked[kept].astype(np.int64), self._times[kept]
 
-    def _keys(self, items: Ints, times: Floats) -> Ints:
-        keys: Ints = items * (len(self._in_order) + 1) + np.searchsorted(self._in_order, times)
-        return keys
+    def _of(self, items: Ints) -> tuple[Ints, Ints]:
+        """[N], [N]: the begins and ends of the pairs of items."""
+        begins, ends = (self._begins.take(items + more, mode="clip") for more in (0, 1))
+        return begins, ends
 
     def _last(self, moments: Floats, after: Ints) -> tuple[Rows, Floats]:
         """[N, K]: the last picks after each item before each moment, and when they were; 0 where there are fewer."""
-        past = np.searchsorted(self._key, self._keys(after, moments))
+        begins, past = self._of(after)
+        past = _bisected(self._times, begins, past, moments)
         at = past[:, None] + np.arange(-MOST, 0)
-        there = at >= np.searchsorted(self._items, after)[:, None]
+        there = at >= begins[:, None]
         rows, times = np.zeros(at.shape, dtype=np.int32), np.zeros(at.shape)
         rows[there], times[there] = self._picked[at[there]], self._times[at[there]]
         for n, item in enumerate(after.tolist() if self._since else ()):
@@ -83,6 +84,19 @@ class Follows:
         return rows, np.minimum(times, moments[:, None])
 
     def _last_of(self, item: int) -> tuple[Rows, Floats]:
-        begin, end = np.searchsorted(self._items, [item, item + 1])
+        (begin,), (end,) = self._of(np.array([item]))
         kept = slice(max(begin, end - MOST), end)
         return self._picked[kept], self._times[kept]
+
+
+def _bisected(times: Floats, begins: Ints, ends: Ints, moments: Floats) -> Ints:
+    """[N]: the first place from `begins` on whose time is not before `moments`, `ends` if there is none.
+
+    In each of these stretches the times increase.
+    """
+    low, high = begins, ends
+    while (apart := low < high).any():
+        middle = (low + high) // 2
+        earlier = apart & (times.take(middle, mode="clip") < moments)
+        low, high = np.where(earlier, middle + 1, low), np.where(apart & ~earlier, middle, high)
+    return low

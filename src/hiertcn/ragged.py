@@ -53,8 +53,8 @@ class SessionBatch:
     shown:     int64 [T, W], the rows of items that were shown at each target and not picked, 0 behind the last
     skipped:   int64 [K], the rows of items that were shown beside the items of positions and not picked
     skipped_at: int64 [K], the position of each
-    crowd:     int32 [N, C, K], the rows of items that everybody picked lately, 0 for none, as known at `seen`
-    lately:    float32 [N, C, K], how much each was (see crowd.py). Both are empty for a model that does not read them
+    crowd_rows: int32 [N, C, K], of items that everybody picked lately, 0 for none, as known at `seen`
+    crowd_weights: float32 [N, C, K], see crowd.py. Both are empty for a model that does not read them
     layout:    the order of positions        users: the order of folds, a sequence a user
     session_lengths: int64 [M], user_sessions: int64 [U], finished: bool [M] (only a user's last session may not be)
     """
@@ -75,8 +75,8 @@ class SessionBatch:
     shown: Tensor
     skipped: Tensor
     skipped_at: Tensor
-    crowd: Tensor
-    lately: Tensor
+    crowd_rows: Tensor
+    crowd_weights: Tensor
     layout: Packing
     users: Packing
     session_lengths: Ints
@@ -192,7 +192,7 @@ def pack_sessions(
     ends = np.cumsum(user_sessions)
     previous = np.append(0, items)[:-1]
     previous[np.cumsum(session_lengths) - session_lengths] = 0
-    crowd_rows, lately = _NO_CROWD if crowd is None else crowd.at(seen[flat], previous[flat])
+    crowd_rows, crowd_weights = _NO_CROWD if crowd is None else crowd.at(seen[flat], previous[flat])
     return SessionBatch(
         items=torch.from_numpy(items[flat]),
         seen=torch.from_numpy(seen[flat]),
@@ -210,8 +210,8 @@ def pack_sessions(
         shown=torch.from_numpy(np.empty((len(targets), 0), dtype=np.int64) if shown is None else shown),
         skipped=torch.from_numpy(skipped),
         skipped_at=torch.from_numpy(place[skipped_at]),
-        crowd=torch.from_numpy(crowd_rows),
-        lately=torch.from_numpy(lately),
+        crowd_rows=torch.from_numpy(crowd_rows),
+        crowd_weights=torch.from_numpy(crowd_weights),
         layout=layout,
         users=users,
         session_lengths=session_lengths,

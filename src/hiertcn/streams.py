@@ -5,7 +5,7 @@ Legend: P positions, M sessions, U users, T targets.
 
 from __future__ import annotations
 
-__all__ = ["Stream", "crowd_of", "known_rows", "train_sessions"]
+__all__ = ["Stream", "crowd_of", "known_rows", "seconds_of", "train_sessions"]
 
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ def crowd_of(cache: Cache, part: str, rows: Ints, horizons: Horizons) -> Crowd |
     items, before, times = [], [], []
     for index in range(len(cache)):
         sessions = cache.shard(index).sessions
-        row = np.where(sessions.parts <= PARTS.index(part), rows[sessions.items], 0)
+        row = np.where(sessions.parts <= PARTS.index(part), rows[sessions.items], 0).astype(np.int32)
         begins = np.repeat(sessions.session_offsets[:-1], np.diff(sessions.session_offsets))
         latest = np.maximum.accumulate(np.where(row > 0, np.arange(len(row)), -1))
         latest = np.append(-1, latest)[:-1]
@@ -67,6 +67,12 @@ def crowd_of(cache: Cache, part: str, rows: Ints, horizons: Horizons) -> Crowd |
         before.append(np.where(latest >= begins, row[latest], 0))
         times.append(sessions.times / SECOND)
     return Crowd.of(horizons, int(rows.max()), np.concatenate(items), np.concatenate(before), np.concatenate(times))
+
+
+def seconds_of(cache: Cache) -> float:
+    """From the first event of the log to its last."""
+    times = [cache.shard(index).sessions.times for index in range(len(cache))]
+    return float(max(part.max() for part in times) - min(part.min() for part in times)) / SECOND
 
 
 @dataclass(frozen=True)

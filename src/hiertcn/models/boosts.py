@@ -39,10 +39,12 @@ class CrowdBoosts(nn.Module):
 
     def forward(self, hidden: Tensor, batch: SessionBatch) -> tuple[Tensor, Tensor]:
         """[N, C K] item rows, 0 for none, and their boosts. Raises ValueError for a batch that knows another crowd."""
-        if batch.lately.shape[1] != self.weigh.out_features:
-            raise ValueError(f"the crowd has {batch.lately.shape[1]} columns, expected {self.weigh.out_features}")
-        boosts = self.weigh(hidden).unsqueeze(2) * torch.log1p(batch.lately * _STEEP)
-        return batch.crowd.flatten(1), boosts.flatten(1)
+        if batch.crowd_weights.shape[1] != self.weigh.out_features:
+            raise ValueError(
+                f"the crowd has {batch.crowd_weights.shape[1]} columns, expected {self.weigh.out_features}"
+            )
+        boosts = self.weigh(hidden).unsqueeze(2) * torch.log1p(batch.crowd_weights * _STEEP)
+        return batch.crowd_rows.flatten(1), boosts.flatten(1)
 
 
 class RepeatBoosts(nn.Module):

@@ -97,8 +97,8 @@ class HierTCN(VectorModel):
         self.head = nn.Linear(config.channels[-1], self.items.query_size if config.head == "embedding" else items + 1)
         self.horizons = Horizons(config.trends, config.follows)
         columns = len(config.trends) + len(config.follows)
-        self.crowd = CrowdBoosts(config.channels[-1], columns) if columns else None
-        self.repeats = RepeatBoosts(config.channels[-1], config.repeats) if config.repeats else None
+        self.crowd_boosts = CrowdBoosts(config.channels[-1], columns) if columns else None
+        self.repeat_boosts = RepeatBoosts(config.channels[-1], config.repeats) if config.repeats else None
         self.dropout = nn.Dropout(config.dropout)
         if config.gap_decay == "learned":
             self.log_bandwidth = nn.Parameter(torch.tensor(168.0).log())
@@ -147,7 +147,7 @@ class HierTCN(VectorModel):
         long_term, last = initial[:, : self.long_size], initial[:, self.long_size :]
         states = self.high(finished, batch.users, long_term, None if decay is None else decay[batch.folds])
         before, after = place_of(long_term, states, batch.before), place_of(long_term, states, batch.after)
-        if self.repeats is None:
+        if self.repeat_boosts is None:
             return before, after
         rows, sequences = batch.items.unsqueeze(1).to(last.dtype), batch.by_user
         last_before, last_after = (sequences.windows(rows, last, at) for at in (sequences.begun, sequences.after))
@@ -167,10 +167,10 @@ class HierTCN(VectorModel):
             hidden = hidden + self.clock(batch)
         hidden = self.tcn(self.norm(hidden), batch)
         queries = hidden if self.config.head == "softmax" else self.finished(self.head(hidden))
-        boosts = [] if self.crowd is None else [self.crowd(hidden, batch)]
-        if self.repeats is not None:
+        boosts = [] if self.crowd_boosts is None else [self.crowd_boosts(hidden, batch)]
+        if self.repeat_boosts is not None:
             rows = batch.by_session.windows(batch.items.unsqueeze(1), last.long(), batch.by_session.before)
-            boosts.append(self.repeats(hidden, batch, rows))
+            boosts.append(self.repeat_boosts(hidden, batch, rows))
         return torch.cat([queries, joined(boosts)], dim=1) if boosts else queries
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ class Model(nn.Module, ABC):
         """Queries [N, Q] from the running sessions and `long_term` [M, S], the state before each session.
 
         The query of a position sees the items before it in its session (and, if it reads impressions, what was shown
-        beside them), `batch.seen`, `batch.gaps`, `batch.lately` and the state.
+        beside them), `batch.seen`, `batch.gaps`, `batch.crowd_weights` and the state.
         """
 
     def forward(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:

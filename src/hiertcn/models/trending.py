@@ -35,9 +35,9 @@ class Trending(Counting):
         self.horizons = Horizons(trends=(config.horizon,))
 
     def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
-        if not batch.lately.numel():
+        if not batch.crowd_weights.numel():
             return long_term.new_zeros(len(batch.items), 0)
-        return joined([(batch.crowd.flatten(1), batch.lately.flatten(1).to(long_term.dtype))])
+        return joined([(batch.crowd_rows.flatten(1), batch.crowd_weights.flatten(1).to(long_term.dtype))])
 
     def score(self, queries: Tensor) -> Tensor:
         popularity = self.train_events[1:] / (self.train_events.max() + 1) * _POPULARITY
