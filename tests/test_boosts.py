@@ -46,7 +46,7 @@ def test_repeats_boost_the_last_items_of_this_session_and_of_those_before(tmp_pa
         models[1].load_state_dict(models[0].state_dict(), strict=False)
         boosts.weigh.weight.zero_()
         # Picked 1, –, 2, 3 items ago in the session, then before it; weights count five times.
-        boosts.weigh.bias.copy_(torch.tensor([1.0, 0.0, 10.0, 100.0, 2.0, 0.0, 20.0, 200.0]) / 5)
+        boosts.bias.copy_(torch.tensor([1.0, 0.0, 10.0, 100.0, 2.0, 0.0, 20.0, 200.0]) / 5)
     for rows, sessions, chunk in ((1, 9, 9), (1, 1, 1)):
         without, found = (
             in_batches(model, batches_of(cache, "test", rows=rows, sessions=sessions, chunk=chunk)) for model in models

@@ -68,6 +68,15 @@ def test_a_rate_that_falls_till_the_end_does_so_however_long_training_is(tmp_pat
     assert read_settings("small", file, train={"epochs": 4})[1] == TrainConfig(epochs=4, decay_epochs=5)
 
 
+def test_passes_that_are_asked_for_are_so_many_on_any_log(tmp_path: Path) -> None:
+    assert read_settings("strong")[1].least_events > 0
+    assert read_settings("strong", train={"epochs": 4})[1].least_events == 0
+    assert read_settings("strong", train={"epochs": 4, "least_events": 9})[1].least_events == 9
+    file = tmp_path / "own.toml"
+    file.write_text("[train]\nepochs = 9\nleast_events = 5\n")
+    assert read_settings("small", file)[1] == TrainConfig(epochs=9, least_events=5)
+
+
 def told(*args: Any) -> str:
     with pytest.raises(InputError) as caught:
         read_settings(*args)

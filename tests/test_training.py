@@ -41,6 +41,7 @@ def model_file(run: Run) -> str:
 
 ELSEWHERE = {
     "epochs": "test_epochs_are_counted",
+    "least_events": "test_a_small_log_is_read_more_often",
     "patience": "test_training_stops_after_epochs_without_a_better_one",
     "metric": "test_the_metric_decides_which_epoch_is_best",
     "validation_users": "test_a_share_of_the_users_is_validated",
@@ -102,6 +103,20 @@ def test_what_was_shown_can_be_no_negative(tmp_path: Path) -> None:
         for own in (True, False)
     ]
     assert files[0] == files[1] == files[3] != files[2]
+
+
+def test_a_small_log_is_read_more_often(cache: Cache, tmp_path: Path) -> None:
+    """The learning rate then falls over as many passes."""
+    events = int(cache.catalog.train_events.sum())
+
+    def trained(name: str, **settings: int) -> Run:
+        return run_of(cache, tmp_path / name, patience=9, **settings)
+
+    told = trained("told", epochs=4, decay_epochs=4)
+    more = trained("more", epochs=2, decay_epochs=2, least_events=4 * events)
+    assert model_file(more) == model_file(told) != model_file(trained("fast", epochs=4, decay_epochs=2))
+    assert len(trained("part", epochs=2, least_events=2 * events + 1).manifest["history"]) == 3
+    assert len(trained("few", epochs=2, least_events=events).manifest["history"]) == 2
 
 
 def test_epochs_are_counted(cache: Cache, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hiertcn.config import Config
 from hiertcn.errors import InputError, nearest
 from hiertcn.models import CONFIGS, trainable
 from hiertcn.settings import PRESETS, TrainConfig, read_settings
-from hiertcn.spaces import BUDGET, Settings, Space, read_space, space_of
+from hiertcn.spaces import SHARED, Settings, Space, read_space, space_of
 
 _SPACES = resources.files("hiertcn") / "spaces"
 UNTRAINED = tuple(name for name, config in CONFIGS.items() if name not in PRESETS and not trainable(config()))
@@ -90,7 +90,7 @@ def stated_contender(name: str, stated: Any, train: Mapping[str, Any]) -> Conten
         told = ContenderConfig(**stated)
         preset = told.preset or name
         base = _settings(preset, {}, train)
-        problems += [f"[train] {key!r} is of the budget; state it for all." for key in told.train if key in BUDGET]
+        problems += [f"[train] {key!r} is of the budget; state it for all." for key in told.train if key in SHARED]
         try:
             base = _settings(preset, told.model, {**told.train, **train})
         except InputError as error:

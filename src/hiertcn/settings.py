@@ -25,7 +25,9 @@ class TrainConfig(LossConfig):
     """How a model is trained.
 
     rows, sessions, chunk:  a batch is the next `sessions` chunks of at most `chunk` events of `rows` rows of users
-    decay_epochs:           the learning rate falls in a line to a twentieth over so many; 0: it stays
+    least_events:           passes are more than `epochs` where `epochs` of them read fewer events of the train part
+    decay_epochs:           the learning rate falls in a line to a twentieth over so many, or those of
+                            `least_events` if they are more; 0: it stays
     averaging:              decay of the moving average of the weights that is validated and kept; 0: they themselves
     patience:               epochs without a better validation `metric` before training stops
     validation_users:       share of the users of the validation part that are ranked each epoch
@@ -33,6 +35,7 @@ class TrainConfig(LossConfig):
     """
 
     epochs: Count = 20
+    least_events: Annotated[int, Field(ge=0)] = 0
     rows: Annotated[int, Field(ge=1, le=65_536)] = 32
     sessions: Count = 10
     chunk: Count = 20
@@ -53,6 +56,7 @@ def read_settings(
     preset: str, file: Path | None = None, model: dict[str, Any] | None = None, train: dict[str, Any] | None = None
 ) -> tuple[ModelConfig, TrainConfig]:
     """The configs of `file`, or else of `preset`, with the settings `model` and `train` over them (None: as it is).
+    Passes that are asked for by `train` are so many, whatever `least_events` a preset or a file states.
 
     Raises InputError that names every unknown key and every value out of range, of both tables at once.
     """
@@ -77,11 +81,12 @@ def read_settings(
         )
     else:
         model_config = _collected(CONFIGS[name], chosen, problems)
-    training = {**settings.get("train", {}), **_given(train)}
+    told = _given(train)
+    training = {**settings.get("train", {}), **({"least_events": 0} if "epochs" in told else {}), **told}
     schedule = settings.get("train", {}).get("decay_epochs")
     if schedule is not None and schedule == settings["train"].get("epochs"):
         # A rate that falls till the end of training still does where that is another.
-        training["decay_epochs"] = _given(train).get("decay_epochs", training["epochs"])
+        training["decay_epochs"] = told.get("decay_epochs", training["epochs"])
     train_config = _collected(TrainConfig, training, problems)
     if problems or model_config is None or train_config is None:
         raise InputError(f"{where}: {' '.join(problems)}")

@@ -5,7 +5,7 @@ A key has a list of choices, or a range, `{ low = 0.0005, high = 0.008, log = tr
 
 from __future__ import annotations
 
-__all__ = ["BUDGET", "Choices", "Range", "Settings", "Space", "Tried", "read_space", "space_of"]
+__all__ = ["BUDGET", "SHARED", "Choices", "Range", "Settings", "Space", "Tried", "read_space", "space_of"]
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +27,9 @@ from hiertcn.settings import TrainConfig
 Settings = tuple[ModelConfig, TrainConfig]
 BUDGET = ("epochs", "patience", "metric", "validation_users", "seed")
 """Settings of training that say what a trial may cost and how it is judged."""
-_BARRED = {*BUDGET, "device", "checkpoint_steps"}
+SHARED = (*BUDGET, "least_events")
+"""Settings that no model of a comparison has for itself: the budget, and what stands over it."""
+_BARRED = {*SHARED, "device", "checkpoint_steps"}
 _TABLES = ("model", "train")
 # Trials that are drawn at random before TPE has anything to go by.
 _STARTUP = 5

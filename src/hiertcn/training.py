@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["train"]
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ class _Training:
         self.objective = Objective(events, config)
         self.optimizer = Optimizer(self.model, config.learning_rate, config.weight_decay, config.clip)
         self.averaged = Averaged(self.model, config.averaging)
+        self._least_passes = config.least_events / int(events.sum())
         self.carried = self.model.zero_state(config.rows)
         self.history: list[dict[str, Any]] = []
         self.steps = 0
@@ -160,8 +162,9 @@ class _Training:
         else:
             self._save()
         best = self.history[self._best()][self.config.metric] if self.history else None
-        self.progress.start(self.out, self.config.epochs, self.batches.epoch, self.steps, best)
-        while self.batches.epoch < self.config.epochs and not self._patience_is_over():
+        passes = max(self.config.epochs, math.ceil(self._least_passes))
+        self.progress.start(self.out, passes, self.batches.epoch, self.steps, best)
+        while self.batches.epoch < passes and not self._patience_is_over():
             self._epoch(stopped)
         return Run(self.out)
 
@@ -220,8 +223,10 @@ class _Training:
         return loss
 
     def _decayed(self) -> float:
+        if not self.config.decay_epochs:
+            return 1.0
         passed = self.batches.epoch + self.batches.batch / len(self.batches)
-        return max(1 - passed / self.config.decay_epochs, LEAST_RATE) if self.config.decay_epochs else 1.0
+        return max(1 - passed / max(self.config.decay_epochs, self._least_passes), LEAST_RATE)
 
     def _check(self, epoch: int, first: int, weights: bool) -> None:
         """Raise TrainingError if a step was not finite, or a weight is not; `epoch` began after `first` steps."""

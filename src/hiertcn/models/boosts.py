@@ -8,7 +8,7 @@ the crowd.
 
 from __future__ import annotations
 
-__all__ = ["LARGEST", "CrowdBoosts", "RepeatBoosts", "among", "joined", "of_rows", "spread"]
+__all__ = ["LARGEST", "CrowdBoosts", "RepeatBoosts", "among", "joined", "of_rows", "some", "spread"]
 
 from collections.abc import Sequence
 
@@ -23,9 +23,9 @@ LARGEST = 1 << 24
 # So that one pick within the horizon tells an item from those that nobody picked.
 _STEEP = 10.0
 _BEGIN = 0.1
-# A repeat may be a hundred times as likely as any other item; a weight moves by the learning rate a step.
+# A repeat may be a hundred times as likely as any other item; a parameter moves by the learning rate a step.
 _FAST = 5.0
-_RECENT = 1.0
+_RECENT = 0.2
 
 
 class CrowdBoosts(nn.Module):
@@ -48,30 +48,35 @@ class CrowdBoosts(nn.Module):
 
 
 class RepeatBoosts(nn.Module):
-    """w_l for the item that was picked l events ago, other ones in the running session and before it; w = W hidden + b.
-    Far back, several l share one."""
+    """w_l for the item that was picked l events ago, other ones in the running session and before it. Far back, several
+    l share one. w = W hidden + 5 b."""
 
     def __init__(self, width: int, last: int) -> None:
         super().__init__()
         self._buckets = int(_buckets(torch.arange(last, last + 1, device="cpu"))) + 1
-        self.weigh = nn.Linear(width, 2 * self._buckets)
+        self.weigh = nn.Linear(width, 2 * self._buckets, bias=False)
         nn.init.zeros_(self.weigh.weight)
         # Where there is little to learn from, last items first is the best guess.
-        with torch.no_grad():
-            self.weigh.bias.copy_(torch.linspace(_RECENT, 0, self._buckets).repeat(2))
+        self.bias = nn.Parameter(torch.linspace(_RECENT, 0, self._buckets).repeat(2))
 
     def forward(self, hidden: Tensor, batch: SessionBatch, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[N, last] item rows, 0 for none, and their boosts. rows: the same rows, oldest first."""
         rows = rows.flip(1)
         lags = torch.arange(1, rows.shape[1] + 1, device=rows.device)
         before = lags > batch.step.unsqueeze(1)
-        return rows, _FAST * self.weigh(hidden).gather(1, _buckets(lags) + self._buckets * before)
+        return rows, (self.weigh(hidden) + _FAST * self.bias).gather(1, _buckets(lags) + self._buckets * before)
 
 
 def _buckets(lags: Tensor) -> Tensor:
     """int64: the same for 4 and 5, 6 and 7, 8 to 11, 12 to 15 … items ago."""
     # Only powers of two are near a bound, and they are on it.
     return (2 * lags.double().log2() + 1e-6).long()
+
+
+def some(boosts: Tensor, dropout: float) -> Tensor:
+    """Each boost, or with the chance `dropout` none: the vectors are to learn what they tell, too. Those that stay are
+    not scaled: they mean the same when all are there."""
+    return boosts * (torch.rand_like(boosts) >= dropout)
 
 
 def joined(boosts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from hiertcn.config import Count, Dropout, Positive
 from hiertcn.crowd import Horizons
 from hiertcn.models.aggregation import Aggregate, aggregate
-from hiertcn.models.boosts import CrowdBoosts, RepeatBoosts, joined
+from hiertcn.models.boosts import CrowdBoosts, RepeatBoosts, joined, some
 from hiertcn.models.low import Low, low_level
 from hiertcn.models.protocol import VectorConfig, VectorModel
 from hiertcn.models.recurrence import StackedGRU, place_of
@@ -22,6 +22,7 @@ from hiertcn.ragged import SessionBatch, shift
 
 WEEK = 168 * 3600.0
 GAP_BUCKETS = 28
+_QUIET = 0.1
 Hours = Annotated[tuple[Positive, ...], Field(max_length=8, strict=False)]
 
 
@@ -100,6 +101,10 @@ class HierTCN(VectorModel):
         self.crowd_boosts = CrowdBoosts(config.channels[-1], columns) if columns else None
         self.repeat_boosts = RepeatBoosts(config.channels[-1], config.repeats) if config.repeats else None
         self.dropout = nn.Dropout(config.dropout)
+        if config.boosts:
+            # So that the first scores are those of the boosts, and what is not learned yet adds little noise to them.
+            with torch.no_grad():
+                self.head.weight.mul_(_QUIET)
         if config.gap_decay == "learned":
             self.log_bandwidth = nn.Parameter(torch.tensor(168.0).log())
 
@@ -170,7 +175,8 @@ class HierTCN(VectorModel):
         boosts = [] if self.crowd_boosts is None else [self.crowd_boosts(hidden, batch)]
         if self.repeat_boosts is not None:
             rows = batch.by_session.windows(batch.items.unsqueeze(1), last.long(), batch.by_session.before)
-            boosts.append(self.repeat_boosts(hidden, batch, rows))
+            repeated, weights = self.repeat_boosts(hidden, batch, rows)
+            boosts.append((repeated, some(weights, self.config.dropout) if self.training else weights))
         return torch.cat([queries, joined(boosts)], dim=1) if boosts else queries
 
     def fold(self, batch: SessionBatch, initial: Tensor) -> tuple[Tensor, Tensor]:
