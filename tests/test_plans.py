@@ -114,7 +114,8 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     file.write_text(
         'trails = 3\nepochs = 0\ncandidates = "impresions"\n'
         '[models.one]\npresett = "small"\n[models.two]\npreset = "smal"\n'
-        '[models.small]\nmodel = { dropuot = 0.1 }\ntrain = { epochs = 3, least_events = 5, los = "bpr" }\nspace.model.dimm = [3]\n'
+        '[models.small]\nmodel = { dropuot = 0.1 }\ntrain = { epochs = 3, least_events = 5, los = "bpr" }\n'
+        "space.model.dimm = [3]\n"
         '[models.gru]\nspace.trian.rows = [3]\n[models.hrnn]\nspace = 3\n[models."a/b"]\npreset = "gru"\n'
     )
     message = told(file)
