@@ -1,109 +1,139 @@
-"""Each idea of the preset `strong`, taken out or exchanged: its effect on the validation part of a real log.
+"""Each idea of the preset `strong`, and some that it leaves out: their effects on the validation part of a real log.
+Writes docs/ablation.md.
 
-All are trained alike, for fewer passes than the preset has; differences to `strong` are paired, with intervals by
-bootstrap over users. The test part is not looked at.
+All are trained alike, for fewer passes than the preset has; differences are paired, with intervals by bootstrap over
+users. The test part is not looked at. Models that are trained stay in claims/ablation, so that what was stopped is gone
+on with.
 """
 
 from __future__ import annotations
 
 import sys
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.record import real_log, record, scratch
+from benchmarks.record import machine, real_log, record
+from hiertcn import checkpoint
 from hiertcn.cache import Cache
 from hiertcn.embedding import cooccurrence, svd_vectors, write_items
 from hiertcn.evaluation import Evaluation, evaluate
+from hiertcn.files import write_text
 from hiertcn.metrics import difference
 from hiertcn.preparation import prepare
 from hiertcn.progress import Progress
 from hiertcn.settings import read_settings
 from hiertcn.training import train
 
+KEPT = Path(__file__).parents[1] / "claims" / "ablation"
+PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
 PASSES = 4
 PREPARED: dict[str, Any] = {"session_gap": 1800, "min_item_events": 5, "split": "last"}
-# What is changed, in the [model] and the [train] table.
-IDEAS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "strong": ({}, {}),
-    "no trends": ({"trends": ()}, {}),
-    "no follows": ({"follows": ()}, {}),
-    "no repeats": ({"repeats": 0}, {}),
-    "no boosts at all": ({"trends": (), "follows": (), "repeats": 0}, {}),
-    "one trend, 6 minutes": ({"trends": (0.1,)}, {}),
-    "no clock": ({"clock": False}, {}),
-    "no normalisation": ({"norm": False}, {}),
-    "no dropout": ({"dropout": 0.0}, {}),
-    "weights not averaged": ({}, {"averaging": 0.0}),
-    "constant rate": ({}, {"decay_epochs": 0}),
-    "192 wide, three blocks": ({"dim": 192, "units": 192, "channels": (192, 192, 192), "kernel": 3}, {}),
-    "output vectors of its own": ({"head": "softmax"}, {}),
-    "sampled softmax": ({}, {"loss": "sampled_softmax"}),
-    "AGG by maximum": ({"aggregate": "max"}, {}),
-    "learned decay of the state": ({"gap_decay": "learned"}, {}),
-    "a GRU within the session": ({"low": "gru"}, {}),
-    "gradient through 20 sessions": ({}, {"sessions": 20, "rows": 16}),
-    "co-visitation vectors beside learned ones": ({"vectors": "both"}, {}),
-}
 METRICS = ("recall@10", "mrr")
 
 
+@dataclass(frozen=True, eq=False)
+class Idea:
+    """An idea that `strong` has and `model`, `train` take from it, or that it has not and they add."""
+
+    name: str
+    has: bool
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+NO_BOOSTS = {"trends": (), "follows": (), "repeats": 0}
+WIDE = {"dim": 192, "units": 192, "channels": (192, 192, 192), "kernel": 3}
+IDEAS = (
+    Idea("boosts of single items, all of them", True, NO_BOOSTS),
+    Idea("boosts of what everybody picked lately (`trends`)", True, {"trends": ()}),
+    Idea("its longer horizons, beside six minutes", True, {"trends": (0.1,)}),
+    Idea("boosts of what followed the last item (`follows`)", True, {"follows": ()}),
+    Idea("its year, beside half an hour and two days", True, {"follows": (0.5, 48.0)}),
+    Idea("boosts of the person's last items (`repeats`)", True, {"repeats": 0}),
+    Idea("hour, weekday and pauses (`clock`)", True, {"clock": False}),
+    Idea("normalisation of each step (`norm`)", True, {"norm": False}),
+    Idea("dropout of 0.3", True, {"dropout": 0.0}),
+    Idea("averaged weights", True, {}, {"averaging": 0.0}),
+    Idea("a falling learning rate", True, {}, {"decay_epochs": 0}),
+    Idea("tied item vectors (`head`)", True, {"head": "softmax"}),
+    Idea("the full softmax, not a sampled one with logQ", True, {}, {"loss": "sampled_softmax"}),
+    Idea("a TCN within the session, not a GRU", True, {"low": "gru"}),
+    Idea("AGG by mean, not by maximum", True, {"aggregate": "max"}),
+    Idea("a learned decay of the state over pauses", False, {"gap_decay": "learned"}),
+    Idea("192 wide, three blocks", False, WIDE),
+    Idea("gradient through 20 sessions, not 10", False, {}, {"sessions": 20, "rows": 16}),
+    Idea("vectors of co-visitation beside the learned ones", False, {"vectors": "both"}),
+)
+
+
 def run() -> None:
-    found: dict[str, Evaluation] = {}
-    seconds: dict[str, float] = {}
-    with scratch() as folder:
-        plain = prepare(real_log(), folder / "cache", **PREPARED)
-        for name, (model, settings) in IDEAS.items():
-            sys.stderr.write(f"{name}\n")
-            cache = _with_vectors(plain, folder) if "vectors" in model else plain
-            begun = time.perf_counter()
-            configs = read_settings("strong", model=model, train={"epochs": PASSES, **settings})
-            run = train(cache, *configs, folder / name, progress=Progress())
-            seconds[name] = time.perf_counter() - begun
-            found[name] = evaluate(run, cache, "valid")
-    base = found["strong"]
-    tables = {name: _difference(one, base) for name, one in found.items() if name != "strong"}
+    plain = _cache(KEPT / "cache", None)
+    base = _evaluated(Idea("strong", True), plain)
+    found = {idea: _evaluated(idea, plain) for idea in IDEAS}
+    effects = {idea.name: _effect(one, base, idea.has) for idea, one in found.items()}
+    columns = ["idea", *(f"its effect on {metric}" for metric in METRICS), "in `strong`"]
     rows = [
-        [
-            name,
-            *(f"{one.table.event[metric]:.4f}" for metric in METRICS),
-            *(_signed(tables[name][metric]) if name in tables else "" for metric in METRICS),
-            f"{seconds[name]:.0f}",
-        ]
-        for name, one in found.items()
+        [idea.name, *(_signed(effects[idea.name][metric]) for metric in METRICS), "kept" if idea.has else "dropped"]
+        for idea in IDEAS
     ]
     figures = {
         "passes": PASSES,
         "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "validation": {name: {metric: one.table.event[metric] for metric in METRICS} for name, one in found.items()},
-        "minus_strong": tables,
+        "strong": {metric: base.table.event[metric] for metric in METRICS},
+        "effects": effects,
     }
     notes = [
         f"EB-NeRD demo, split `last`, gap 1800 s, items with at least 5 events: {base.table.targets:,} validation "
         f"targets of {base.table.users:,} users ranked among {plain.manifest.items:,} items. {PASSES} passes, one "
-        "seed, the rate falling over them; all else as in the preset. Differences are to `strong`, per event, with 95% "
-        "intervals by bootstrap over users; they say nothing of how much another seed would change."
+        "seed, the rate falling over them; all else as in the preset. An effect is with the idea less without it, per "
+        "event, with a 95% interval by bootstrap over users, which says nothing of how much another seed would change.",
+        "`strong` itself: " + ", ".join(f"{metric} {base.table.event[metric]:.4f}" for metric in METRICS) + ".",
     ]
-    columns = ["idea", *METRICS, *(f"{metric} − strong" for metric in METRICS), "seconds"]
     record("ablation", figures, columns, rows, notes)
+    described = ", ".join(f"{key} {value}" for key, value in machine().items())
+    page = [
+        "# What each idea of `strong` brings",
+        f"Written by `make bench ARGS=ablation`; the machine: {described}.",
+        "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]),
+        *notes,
+        "Not tried: learned start tokens, AGG by attention, and how long a page was read, which few logs have and "
+        "which is not known in time.",
+    ]
+    write_text(PAGE, "\n\n".join(page) + "\n")
 
 
-def _with_vectors(cache: Cache, folder: Path) -> Cache:
+def _evaluated(idea: Idea, plain: Cache) -> Evaluation:
+    sys.stderr.write(f"{idea.name}\n")
+    cache = _with_vectors(plain) if "vectors" in idea.model else plain
+    configs = read_settings("strong", model=idea.model, train={"epochs": PASSES, **idea.train})
+    folder = KEPT / "".join(letter if letter.isalnum() else "-" for letter in idea.name)
+    run = train(cache, *configs, folder, resume=checkpoint.exists(folder), progress=Progress())
+    return evaluate(run, cache, "valid")
+
+
+def _cache(path: Path, catalog: Path | None) -> Cache:
+    ready = (path / "manifest.json").is_file()
+    return Cache(path) if ready else prepare(real_log(), path, **PREPARED, catalog=catalog)
+
+
+def _with_vectors(cache: Cache) -> Cache:
     vectors = svd_vectors(cooccurrence(cache, 5), 64, 0)
     # An item that was never near another would leave the catalog, and the targets would not be the same.
     alone = 1 + np.flatnonzero(~vectors[1:].any(axis=1))
     vectors[alone] = np.random.default_rng(0).normal(0, 0.1, (len(alone), 64))
-    write_items(folder / "items.parquet", cache.catalog, vectors, cache.manifest.split)
-    return prepare(real_log(), folder / "cache-vectors", **PREPARED, catalog=folder / "items.parquet")
+    write_items(KEPT / "items.parquet", cache.catalog, vectors, cache.manifest.split)
+    return _cache(KEPT / "cache-vectors", KEPT / "items.parquet")
 
 
-def _difference(one: Evaluation, base: Evaluation) -> dict[str, dict[str, Any]]:
+def _effect(one: Evaluation, base: Evaluation, has: bool) -> dict[str, dict[str, Any]]:
     kept = base.ranked
-    table = difference(one.ranks.ranks[kept], base.ranks.ranks[kept], base.targets.user[kept], base.catalog.size)
+    pair = (base, one) if has else (one, base)
+    ranks = [evaluation.ranks.ranks[kept] for evaluation in pair]
+    table = difference(ranks[0], ranks[1], base.targets.user[kept], base.catalog.size)
     return {name: {"mean": table.event[name], "interval": table.event_interval[name]} for name in METRICS}
 
 
