@@ -155,6 +155,34 @@ def test_what_only_the_crowd_can_tell_is_found(cache: Cache, run: Run, tmp_path:
     assert 0.6 < trending.table.event["mrr"] < 0.98
 
 
+def chained(users: int, seed: int, hours: int = 24, items: int = 30) -> pl.DataFrame:
+    """Each hour has an order of its own, by which an item follows another; all are picked alike."""
+    rng = np.random.default_rng(seed)
+    order = np.stack([rng.permutation(items) for _ in range(hours)])
+    hour = np.sort(rng.integers(0, hours, users))
+    picked = [rng.integers(0, items, users)]
+    for _ in range(7):
+        picked.append(order[hour, picked[-1]])
+    time = START + hour * 3600 + rng.integers(0, 3000, users)
+    return pl.DataFrame(
+        {
+            "user": np.repeat([f"u{k}" for k in range(users)], 8),
+            "item": [f"i{k}" for k in np.stack(picked, axis=1).ravel()],
+            "ts": (time[:, None] + 30 * np.arange(8)).ravel(),
+        }
+    )
+
+
+def test_what_only_the_follows_can_tell_is_found(tmp_path: Path) -> None:
+    cache = prepare(chained(400, 0), tmp_path / "cache", session_gap=600, split="users")
+    found = {
+        name: evaluate(train(cache, HierTCNConfig(**SMALL, **boosts), TRAIN, tmp_path / name)).table.event["mrr"]
+        for name, boosts in (("follows", {"follows": (0.5,)}), ("trends", {"trends": (0.1, 0.5)}))
+    }
+    assert found["trends"] < 0.3
+    assert 0.5 < found["follows"] < 0.95
+
+
 def test_training_hears_the_train_part_alone(cache: Cache, tmp_path: Path) -> None:
     """Whatever others pick in the other parts, one pass leads to the same weights."""
     weights = []

@@ -13,8 +13,9 @@ from torch import Tensor
 from caches import cache_of
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
+from hiertcn.crowd import Crowd
 from hiertcn.evaluation import evaluate_model, simple_model
-from hiertcn.models import CONFIGS, HierTCNConfig, Model, SKNNConfig, build
+from hiertcn.models import CONFIGS, HierTCNConfig, Model, SKNNConfig, TrendingConfig, build
 from hiertcn.models.hiertcn import HierTCN
 from hiertcn.models.popularity import LastItems, Popularity
 from hiertcn.preparation import prepare
@@ -131,6 +132,16 @@ def test_a_leak_that_was_trained_is_flagged(cache: Cache, tmp_path: Path, monkey
     found = check_soundness(run.model, cache.catalog, cache)
     assert found.leaks
     assert found.mrr[0] > 2 * found.constant
+
+
+def test_a_crowd_that_hears_what_is_still_to_come_is_flagged(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(TrendingConfig(), cache.catalog.train_events, 0)
+    assert not check_soundness(model, cache.catalog, cache).leaks
+    at = Crowd.at
+    monkeypatch.setattr(Crowd, "at", lambda self, moments, after: at(self, moments + 600, after))
+    found = check_soundness(model, cache.catalog, cache)
+    assert found.leaks
+    assert found.difference[1] > 0
 
 
 def test_a_leak_through_the_state_is_flagged(cache: Cache, trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
