@@ -39,6 +39,7 @@ _SMALL: dict[str, dict[str, Any]] = {
 KINDS: dict[str, ModelConfig] = {name: CONFIGS[name](**sizes) for name, sizes in _SMALL.items()} | {
     "full": FULL,
     "learned decay, max": HierTCNConfig(**SIZES, gap_decay="learned", aggregate="max"),
+    "repeats": HierTCNConfig(**SIZES, clock=True, repeats=5),
     "hier_gru": HierTCNConfig(**SIZES, low="gru"),
     "hier_mv": HierTCNConfig(**SIZES, low="mean"),
     "moving average by gaps": CONFIGS["moving_average"](dim=8, window=3, decay="gap"),
