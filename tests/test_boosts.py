@@ -280,11 +280,11 @@ def test_online_everybody_is_heard_as_in_evaluation(cache: Cache, run: Run) -> N
             rank = expected.get((user, time))
             if rank is not None and compared < 60 and item in item_ids:
                 order = [one.item for one in rec.recommend(user, 40, time=time)]
-                # A new user gets what is popular, which evaluation does not.
-                if rec.recommend(user, 1, time=time)[0].source == "model":
-                    assert abs(order.index(item) + 1 - rank) <= 0.5
-                    compared += 1
+                assert abs(order.index(item) + 1 - rank) <= 0.5
+                compared += 1
             rec.observe(user, item, time)
+        assert {one.source for one in rec.recommend("nobody", time=float(events["ts"].max()))} == {"model"}
+        assert {one.source for one in rec.recommend("nobody")} == {"popular"}
         whole = crowd_of(cache, "test", known_rows(cache.catalog), run.model.horizons)
         assert whole is not None
         assert rec._crowd is not None

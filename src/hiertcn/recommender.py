@@ -122,7 +122,8 @@ class Recommender:
                       stored. Without it, the session is still running
         exclude_seen: leave out the last 256 items that the user had
 
-        Of a user without an event on a known item nothing is known: the most popular items, and `source` says so.
+        Of a user without an event on a known item nothing is known but what everybody picks at `time`, where the model
+        reads that; else the most popular items are given, and `source` says so.
         Raises InputError for a bad argument, ArtifactError if the store holds a damaged or foreign state for the user.
         """
         state, at = self._asked(user, time)
@@ -234,7 +235,7 @@ class Recommender:
     ) -> list[Recommendation]:
         if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST:
             raise InputError(f"k is {told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
-        if len(state.seen):
+        if len(state.seen) or (self._crowd is not None and at):
             scores, source = self._model.score(self._query(state, at, keys))[0], "model"
         else:
             scores, source = self._popular, "popular"
