@@ -29,10 +29,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 MODELS = (
     *("strong", "hrnn", "gru", "hier_gru", "hier_mv", "tcn", "sasrec", "var", "moving_average"),
     *("moving_average_exponential", "moving_average_gap", "stan", "vsknn", "vsknn_ebr", "item_knn"),
-    *("sequential_rules", "most_frequent", "last_items", "trending", "popularity"),
+    *("sequential_rules", "most_frequent", "last_items", "popularity", "trending"),
 )
+# Neither You et al. nor their critics compare with it.
+BESIDE = "trending"
 SPLITS = ("last", "users")
-BUDGET = {"trials": 3, "epochs": 10, "patience": 2}
+BUDGET = {"trials": 2, "epochs": 5, "patience": 2}
 # Of the items at Pinterest, of HierTCN's state (two layers of 128), and of the flat TCN's six layers.
 DIM, STATE, SEEN = 512, 256, receptive_field(5, 6)
 FLOAT = 4
@@ -73,21 +75,21 @@ def run() -> None:
     ]
     for split in SPLITS:
         for metric, claimed in CLAIMED.items():
-            lift = accuracy[split][metric]
-            rows.append(
-                [
-                    f"{metric} up by {claimed:.0%} over the best other model",
-                    f"split `{split}`, whole catalog, every model tuned with {BUDGET['trials']} trials of "
-                    f"{BUDGET['epochs']} passes; the best other model by this metric",
-                    f"{lift['ours']:.4f} against {lift['theirs']:.4f} of {lift['best']}: {lift['relative']:+.1%} "
-                    f"({lift['interval'][0]:+.4f}…{lift['interval'][1]:+.4f})",
-                    _holds(lift["relative"] >= claimed, lift["interval"][0] > 0),
-                ]
-            )
+            for whom, lift in accuracy[split][metric].items():
+                rows.append(
+                    [
+                        f"{metric} up by {claimed:.0%}",
+                        f"split `{split}`, whole catalog, every model tuned with {BUDGET['trials']} trials of "
+                        f"{BUDGET['epochs']} passes; over {whom}",
+                        f"{lift['ours']:.4f} against {lift['theirs']:.4f} of {lift['best']}: {lift['relative']:+.1%} "
+                        f"({lift['interval'][0]:+.4f}…{lift['interval'][1]:+.4f})",
+                        _holds(lift["relative"] >= claimed, lift["interval"][0] > 0),
+                    ]
+                )
     columns = ["claim", "our definition", "our figure", "does it hold"]
     notes = [
-        "The accuracy of every model, with intervals and paired differences, is in the reports of the comparisons that "
-        "`make claims` leaves in claims/last/out and claims/users/out.",
+        "The whole reports of the two comparisons, with pictures, costs and segments, are what `make claims` leaves in "
+        "claims/last/out and claims/users/out.",
         "Models that failed: " + (", ".join(f"{s}: {n}" for s, one in found.items() for n in one.failures) or "none."),
     ]
     figures = {"speed": speed, "memory": held, "accuracy": accuracy, "budget": BUDGET}
@@ -97,8 +99,13 @@ def run() -> None:
         "# The paper's claims",
         "Written by `make claims`. The paper gives no definitions, so these are ours. The log is EB-NeRD demo; the "
         f"machine: {described}.",
-        "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]),
+        _table(columns, rows),
         *notes,
+        "## Every model",
+        f"Tuned on the validation part with {BUDGET['trials']} trials, the defaults first, of at most "
+        f"{BUDGET['epochs']} passes; the best one then ranked the test part, once. Per event, with 95% intervals by "
+        "bootstrap over users; differences are paired.",
+        *(part for split, one in found.items() for part in (f"Split `{split}`:", _models(one))),
     ]
     write_text(PAGE, "\n\n".join(page) + "\n")
 
@@ -150,21 +157,48 @@ def _compared(cache: Cache, split: str) -> Comparison:
     return compare(cache, MODELS, budget.pop("trials"), KEPT / split / "out", **budget, progress=Watch())
 
 
-def _lifts(found: Comparison) -> dict[str, dict[str, Any]]:
-    """Of each metric per event: ours, the best other model's, and the paired difference to it."""
-    first, out = found.first, {}
+def _lifts(found: Comparison) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of each metric per event: ours, that of the best model of the literature and of the one beside it, by whom it is,
+    and the paired differences to them."""
+    first = found.first
+    out: dict[str, dict[str, dict[str, Any]]] = {}
     assert first is not None
     for metric in CLAIMED:
-        best = max(found.models[1:], key=lambda model: model.evaluation.table.event[metric])
-        theirs, table = best.evaluation.table.event[metric], found.of_first[best.name]
-        out[metric] = {
-            "ours": first.evaluation.table.event[metric],
-            "theirs": theirs,
-            "best": best.name,
-            "relative": table.event[metric] / theirs,
-            "interval": table.event_interval[metric],
-        }
+        others = [model for model in found.models[1:] if model.name != BESIDE]
+        best = max(others, key=lambda model: model.evaluation.table.event[metric])
+        beside = [model for model in found.models if model.name == BESIDE]
+        out[metric] = {}
+        for whom, model in (("the best baseline", best), *((f"`{BESIDE}`, a rule of ours", one) for one in beside)):
+            theirs, table = model.evaluation.table.event[metric], found.of_first[model.name]
+            out[metric][whom] = {
+                "ours": first.evaluation.table.event[metric],
+                "theirs": theirs,
+                "best": model.name,
+                "relative": table.event[metric] / theirs,
+                "interval": table.event_interval[metric],
+            }
     return out
+
+
+def _models(found: Comparison) -> str:
+    first = found.names[0]
+    columns = ["model", *CLAIMED, *(f"{first} − it, {metric}" for metric in CLAIMED)]
+    rows = []
+    for model in sorted(found.models, key=lambda one: -one.evaluation.table.event["mrr"]):
+        table, ahead = model.evaluation.table, found.of_first.get(model.name)
+        told = [f"{table.event[m]:.4f} ({'–'.join(f'{end:.4f}' for end in table.event_interval[m])})" for m in CLAIMED]
+        if ahead is None:
+            told += [""] * len(CLAIMED)
+        else:
+            told += [
+                f"{ahead.event[m]:+.4f} ({'…'.join(f'{end:+.4f}' for end in ahead.event_interval[m])})" for m in CLAIMED
+            ]
+        rows.append([model.name, *told])
+    return _table(columns, rows)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
 
 
 def _holds(whole: bool, part: bool = False) -> str:
