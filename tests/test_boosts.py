@@ -297,7 +297,7 @@ def test_online_everybody_is_heard_as_in_evaluation(cache: Cache, run: Run) -> N
 
 
 def test_a_run_goes_on_from_the_end_of_its_log(cache: Cache, run: Run, tmp_path: Path) -> None:
-    known = crowd_of(cache, "valid", known_rows(cache.catalog), run.model.horizons)
+    known = crowd_of(cache, "test", known_rows(cache.catalog), run.model.horizons)
     kept = run.crowd()
     assert known is not None
     assert kept is not None

@@ -174,15 +174,21 @@ def test_recommend(ask: Ask, tmp_path: Path, place: Path) -> None:
     unseen = json.loads(ask("recommend", place / "run", "--user", "u00007", "-k", 500, "--exclude-seen", "--json").out)
     catalog = Cache(place / "cache").catalog.ids
     assert {entry["item"] for entry in unseen} == set(catalog) - set(log["item_id"])
-    # A person of unknown items only gets the popular ones, and is told so.
+    # Of a person of unknown items only it is known what everybody picks just then.
     log.with_columns(pl.lit("else").alias("item_id")).write_csv(tmp_path / "cold.csv")
-    cold = ask("recommend", place / "run", "--history", tmp_path / "cold.csv", "-k", 2)
-    assert "most popular" in cold.err
-    assert [line.split("\t")[0] for line in cold.out.splitlines()] == catalog.head(2).to_list()
-    # So does somebody without any event.
+    cold = ask("recommend", place / "run", "--history", tmp_path / "cold.csv", "-k", 2, "--json")
+    assert [entry["source"] for entry in json.loads(cold.out)] == ["model"] * 2
+    # Somebody without any event gets the popular ones, and is told so.
     nobody = ask("recommend", place / "run", "--user", "nobody", "-k", 2)
-    assert (nobody.code, nobody.out) == (0, cold.out)
+    assert nobody.code == 0
+    assert [line.split("\t")[0] for line in nobody.out.splitlines()] == catalog.head(2).to_list()
     assert "no event in the prepared log" in nobody.err
+    assert "most popular" in nobody.err
+    # So does anyone, of a model that hears nobody.
+    ask("train", place / "cache", "--out", tmp_path / "plain", "--preset", "small", "--epochs", 1, "--dim", 8)
+    plain = ask("recommend", tmp_path / "plain", "--history", tmp_path / "cold.csv", "-k", 2)
+    assert plain.out == nobody.out
+    assert "most popular" in plain.err
     # A history may have columns of other names.
     log.rename({"item_id": "what"}).write_csv(tmp_path / "named.csv")
     named = ask(

@@ -70,8 +70,8 @@ class Recommender:
     def load(cls, run: str | Path | Run, states: str | StateStore = "memory:", crowd: Crowd | None = None) -> Self:
         """The model of the directory `run`, with the store `states` ("memory:", "sqlite:///FILE", or an open one).
 
-        crowd: for a model that reads it, what everybody picked lately; None: as of the end of the train and valid parts
-               of its log. What is observed is added; it is kept in memory, not in the store
+        crowd: for a model that reads it, what everybody picked lately; None: as of the end of its log, all parts of it.
+               What is observed is added; it is kept in memory, not in the store
 
         Raises ArtifactError for a directory that is damaged or none, and what `open_states` raises.
         """

@@ -19,7 +19,7 @@ from hiertcn.averaging import Averaged
 from hiertcn.batching import RESIDENT_SHARDS, SessionBatches
 from hiertcn.cache import VECTORS, Cache
 from hiertcn.checkpoint import locked, stop_signals
-from hiertcn.crowd import bytes_needed
+from hiertcn.crowd import Crowd, bytes_needed
 from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
@@ -128,6 +128,10 @@ class _Training:
         if config.loss != "cross_entropy" and len(events) > SPARSE_FROM and isinstance(self.model, VectorModel):
             self.model.items.sparse = True
         rows = known_rows(cache.catalog)
+        self.online = crowd_of(cache, "test", rows, self.model.horizons)
+        if self.online is not None:
+            # Of the whole log only what still counts at its end is held.
+            self.online = Crowd.restored(self.model.horizons, self.model.items_in_catalog, self.online.state())
         self.crowd = crowd_of(cache, "valid", rows, self.model.horizons)
         self.batches = SessionBatches(
             cache,
@@ -197,7 +201,7 @@ class _Training:
             table = self.cache.path / VECTORS if self._given else None
             with self.averaged.in_place():
                 known = self.model_config, self.cache.catalog, self._facts()
-                write_run(self.out, self.model, *known, table, self.crowd)
+                write_run(self.out, self.model, *known, table, self.online)
         else:
             state_history(self.out, self.history)
         self._save()

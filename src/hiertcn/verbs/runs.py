@@ -137,7 +137,8 @@ def recommend(
     else:
         log = Cache(cache or opened.manifest["cache"]["path"])
         found = history_in_cache(log, str(user))
-        crowd = crowd_of(log, "test", known_rows(log.catalog, opened.catalog), opened.model.horizons)
+        if cache is not None:
+            crowd = crowd_of(log, "test", known_rows(log.catalog, opened.catalog), opened.model.horizons)
         if not found.items:
             say(f"{str(user)[:80]!r} has no event in the prepared log.")
     best = Recommender.load(opened, crowd=crowd).recommend_history(
