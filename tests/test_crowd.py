@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from caches import User, cache_of
 from crowds import CATALOG, HORIZONS, START, dense
 from hiertcn.crowd import Crowd, Horizons, bytes_needed
-from hiertcn.streams import crowd_of, known_rows
+from hiertcn.streams import crowd_bytes, crowd_of, known_rows
 from hiertcn.trends import MOST, PERIOD
 
 Events = list[tuple[int, int, float]]
@@ -121,6 +121,7 @@ def test_a_part_knows_of_its_own_events_and_of_those_before_it(tmp_path: Path) -
         for item in range(1, 4):
             assert set(np.flatnonzero(told(one, START + 1000, item)[2])) == known & {item + 1}
     assert crowd_of(cache, "train", rows, Horizons()) is None
+    assert crowd_bytes(cache, Horizons()) == 0 < crowd_bytes(cache, HORIZONS) == bytes_needed(HORIZONS, 4, 300)
 
 
 def test_follows_stay_within_the_session_and_pass_over_unknown_items(tmp_path: Path) -> None:
@@ -161,4 +162,3 @@ def test_it_takes_no_more_memory_than_is_told() -> None:
         tracemalloc.stop()
         assert 0.4 * said < peak < said, (horizons, peak / said)
         del two
-    assert bytes_needed(Horizons(), events, seconds) == 0

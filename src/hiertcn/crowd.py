@@ -33,8 +33,6 @@ class Horizons(NamedTuple):
 
 def bytes_needed(horizons: Horizons, events: int, seconds: float) -> int:
     """Of memory, at most, while the second of two crowds is read that hear so many events over so many seconds."""
-    if not any(horizons):
-        return 0
     snapshots = int(min(events, seconds / PERIOD + 1)) * len(horizons.trends)
     return events * _READ + 2 * snapshots * MOST * _SNAPSHOT
 

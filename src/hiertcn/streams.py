@@ -5,7 +5,7 @@ Legend: P positions, M sessions, U users, T targets.
 
 from __future__ import annotations
 
-__all__ = ["Stream", "crowd_of", "known_rows", "seconds_of", "train_sessions"]
+__all__ = ["Stream", "crowd_bytes", "crowd_of", "known_rows", "train_sessions"]
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
-from hiertcn.crowd import Crowd, Horizons
+from hiertcn.crowd import Crowd, Horizons, bytes_needed
 from hiertcn.ranges import ranges
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session
 
@@ -69,10 +69,13 @@ def crowd_of(cache: Cache, part: str, rows: Ints, horizons: Horizons) -> Crowd |
     return Crowd.of(horizons, int(rows.max()), np.concatenate(items), np.concatenate(before), np.concatenate(times))
 
 
-def seconds_of(cache: Cache) -> float:
-    """From the first event of the log to its last."""
+def crowd_bytes(cache: Cache, horizons: Horizons) -> int:
+    """Of memory that two crowds of the log take, at most."""
+    if not any(horizons):
+        return 0
     times = [cache.shard(index).sessions.times for index in range(len(cache))]
-    return float(max(part.max() for part in times) - min(part.min() for part in times)) / SECOND
+    seconds = float(max(part.max() for part in times) - min(part.min() for part in times)) / SECOND
+    return bytes_needed(horizons, cache.manifest.events, seconds)
 
 
 @dataclass(frozen=True)

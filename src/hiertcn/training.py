@@ -19,7 +19,7 @@ from hiertcn.averaging import Averaged
 from hiertcn.batching import RESIDENT_SHARDS, SessionBatches
 from hiertcn.cache import VECTORS, Cache
 from hiertcn.checkpoint import locked, stop_signals
-from hiertcn.crowd import Crowd, bytes_needed
+from hiertcn.crowd import Crowd
 from hiertcn.errors import ArtifactError, InputError, Stopped, TrainingError
 from hiertcn.estimate import check_memory
 from hiertcn.evaluation import evaluate_model
@@ -34,7 +34,7 @@ from hiertcn.progress import Progress
 from hiertcn.ragged import SessionBatch
 from hiertcn.ranking import check_validation
 from hiertcn.settings import DEFAULT, TrainConfig, read_settings
-from hiertcn.streams import crowd_of, known_rows, seconds_of
+from hiertcn.streams import crowd_bytes, crowd_of, known_rows
 
 SPARSE_FROM = 50_000
 STEPS_BETWEEN_CHECKS = 50
@@ -110,7 +110,7 @@ def train(
             positions=targets,
             scores=scores_of(config, targets, len(events), sizes.items.query_size),
             read=sum(sorted((shard["events"] for shard in cache.manifest.shards), reverse=True)[:RESIDENT_SHARDS]),
-            crowd=bytes_needed(sizes.horizons, cache.manifest.events, seconds_of(cache)),
+            crowd=crowd_bytes(cache, sizes.horizons),
             averaged=config.averaging > 0,
             allow=allow_memory,
             say=shown.say,
