@@ -16,22 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.record import machine, real_log, record
+from benchmarks.record import KEPT, kept_cache, machine, record, signed, table
 from hiertcn import checkpoint
 from hiertcn.cache import Cache
 from hiertcn.embedding import cooccurrence, svd_vectors, write_items
 from hiertcn.evaluation import Evaluation, evaluate
 from hiertcn.files import write_text
 from hiertcn.metrics import difference
-from hiertcn.preparation import prepare
 from hiertcn.progress import Progress
 from hiertcn.settings import read_settings
 from hiertcn.training import train
 
-KEPT = Path(__file__).parents[1] / "claims" / "ablation"
+RUNS = KEPT / "ablation"
 PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
-PASSES = 4
-PREPARED: dict[str, Any] = {"session_gap": 1800, "min_item_events": 5, "split": "last"}
+PASSES = 3
 METRICS = ("recall@10", "mrr")
 
 
@@ -71,13 +69,13 @@ IDEAS = (
 
 
 def run() -> None:
-    plain = _cache(KEPT / "cache", None)
+    plain = kept_cache(RUNS / "cache", split="last")
     base = _evaluated(Idea("strong", True), plain)
     found = {idea: _evaluated(idea, plain) for idea in IDEAS}
     effects = {idea.name: _effect(one, base, idea.has) for idea, one in found.items()}
     columns = ["idea", *(f"its effect on {metric}" for metric in METRICS), "in `strong`"]
     rows = [
-        [idea.name, *(_signed(effects[idea.name][metric]) for metric in METRICS), "kept" if idea.has else "dropped"]
+        [idea.name, *(signed(**effects[idea.name][metric]) for metric in METRICS), "kept" if idea.has else "dropped"]
         for idea in IDEAS
     ]
     figures = {
@@ -98,7 +96,7 @@ def run() -> None:
     page = [
         "# What each idea of `strong` brings",
         f"Written by `make bench ARGS=ablation`; the machine: {described}.",
-        "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows]),
+        table(columns, rows),
         *notes,
         "Not tried: learned start tokens, AGG by attention, and how long a page was read, which few logs have and "
         "which is not known in time.",
@@ -110,14 +108,9 @@ def _evaluated(idea: Idea, plain: Cache) -> Evaluation:
     sys.stderr.write(f"{idea.name}\n")
     cache = _with_vectors(plain) if "vectors" in idea.model else plain
     configs = read_settings("strong", model=idea.model, train={"epochs": PASSES, **idea.train})
-    folder = KEPT / "".join(letter if letter.isalnum() else "-" for letter in idea.name)
+    folder = RUNS / "".join(letter if letter.isalnum() else "-" for letter in idea.name)
     run = train(cache, *configs, folder, resume=checkpoint.exists(folder), progress=Progress())
     return evaluate(run, cache, "valid")
-
-
-def _cache(path: Path, catalog: Path | None) -> Cache:
-    ready = (path / "manifest.json").is_file()
-    return Cache(path) if ready else prepare(real_log(), path, **PREPARED, catalog=catalog)
 
 
 def _with_vectors(cache: Cache) -> Cache:
@@ -125,18 +118,13 @@ def _with_vectors(cache: Cache) -> Cache:
     # An item that was never near another would leave the catalog, and the targets would not be the same.
     alone = 1 + np.flatnonzero(~vectors[1:].any(axis=1))
     vectors[alone] = np.random.default_rng(0).normal(0, 0.1, (len(alone), 64))
-    write_items(KEPT / "items.parquet", cache.catalog, vectors, cache.manifest.split)
-    return _cache(KEPT / "cache-vectors", KEPT / "items.parquet")
+    write_items(RUNS / "items.parquet", cache.catalog, vectors, cache.manifest.split)
+    return kept_cache(RUNS / "cache-vectors", split="last", catalog=RUNS / "items.parquet")
 
 
 def _effect(one: Evaluation, base: Evaluation, has: bool) -> dict[str, dict[str, Any]]:
     kept = base.ranked
     pair = (base, one) if has else (one, base)
     ranks = [evaluation.ranks.ranks[kept] for evaluation in pair]
-    table = difference(ranks[0], ranks[1], base.targets.user[kept], base.catalog.size)
-    return {name: {"mean": table.event[name], "interval": table.event_interval[name]} for name in METRICS}
-
-
-def _signed(found: dict[str, Any]) -> str:
-    low, high = found["interval"]
-    return f"{found['mean']:+.4f} ({low:+.4f}…{high:+.4f})"
+    found = difference(ranks[0], ranks[1], base.targets.user[kept], base.catalog.size)
+    return {name: {"value": found.event[name], "interval": found.event_interval[name]} for name in METRICS}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.record import machine, main, real_log, record
+from benchmarks.record import KEPT, kept_cache, machine, main, record, signed, table, within
 from benchmarks.training_speed import GRU, HIER_GRU, HRNN, measure
 from hiertcn.batching import SessionBatches
 from hiertcn.cache import Cache
@@ -20,11 +20,9 @@ from hiertcn.comparing import compare
 from hiertcn.comparison import Comparison
 from hiertcn.files import write_text
 from hiertcn.models.tcn import receptive_field
-from hiertcn.preparation import prepare
 from hiertcn.streams import known_rows
 from hiertcn.watching import Watch
 
-KEPT = Path(__file__).parents[1] / "claims"
 PAGE = Path(__file__).parents[1] / "docs" / "claims.md"
 MODELS = (
     *("strong", "hrnn", "gru", "hier_gru", "hier_mv", "tcn", "sasrec", "var", "moving_average"),
@@ -43,7 +41,7 @@ CLAIMED = {"recall@10": 0.18, "mrr": 0.10}
 
 
 def run() -> None:
-    caches = {split: _cache(split) for split in SPLITS}
+    caches = {split: kept_cache(KEPT / split / "cache", split=split) for split in SPLITS}
     speed = measure(caches["last"], ROWS)
     held = memory(caches["last"])
     found = {split: _compared(cache, split) for split, cache in caches.items()}
@@ -99,7 +97,7 @@ def run() -> None:
         "# The paper's claims",
         "Written by `make claims`. The paper gives no definitions, so these are ours. The log is EB-NeRD demo; the "
         f"machine: {described}.",
-        _table(columns, rows),
+        table(columns, rows),
         *notes,
         "## Every model",
         f"Tuned on the validation part with {BUDGET['trials']} trials, the defaults first, of at most "
@@ -146,12 +144,6 @@ def memory(cache: Cache) -> dict[str, float]:
     }
 
 
-def _cache(split: str) -> Cache:
-    path = KEPT / split / "cache"
-    ready = (path / "manifest.json").is_file()
-    return Cache(path) if ready else prepare(real_log(), path, split=split, session_gap=1800, min_item_events=5)
-
-
 def _compared(cache: Cache, split: str) -> Comparison:
     budget = dict(BUDGET)
     return compare(cache, MODELS, budget.pop("trials"), KEPT / split / "out", **budget, progress=Watch())
@@ -169,13 +161,13 @@ def _lifts(found: Comparison) -> dict[str, dict[str, dict[str, Any]]]:
         beside = [model for model in found.models if model.name == BESIDE]
         out[metric] = {}
         for whom, model in (("the best baseline", best), *((f"`{BESIDE}`, a rule of ours", one) for one in beside)):
-            theirs, table = model.evaluation.table.event[metric], found.of_first[model.name]
+            theirs, ahead = model.evaluation.table.event[metric], found.of_first[model.name]
             out[metric][whom] = {
                 "ours": first.evaluation.table.event[metric],
                 "theirs": theirs,
                 "best": model.name,
-                "relative": table.event[metric] / theirs,
-                "interval": table.event_interval[metric],
+                "relative": ahead.event[metric] / theirs,
+                "interval": ahead.event_interval[metric],
             }
     return out
 
@@ -185,20 +177,11 @@ def _models(found: Comparison) -> str:
     columns = ["model", *CLAIMED, *(f"{first} − it, {metric}" for metric in CLAIMED)]
     rows = []
     for model in sorted(found.models, key=lambda one: -one.evaluation.table.event["mrr"]):
-        table, ahead = model.evaluation.table, found.of_first.get(model.name)
-        told = [f"{table.event[m]:.4f} ({'–'.join(f'{end:.4f}' for end in table.event_interval[m])})" for m in CLAIMED]
-        if ahead is None:
-            told += [""] * len(CLAIMED)
-        else:
-            told += [
-                f"{ahead.event[m]:+.4f} ({'…'.join(f'{end:+.4f}' for end in ahead.event_interval[m])})" for m in CLAIMED
-            ]
+        own, ahead = model.evaluation.table, found.of_first.get(model.name)
+        told = [within(own.event[m], own.event_interval[m]) for m in CLAIMED]
+        told += ["" if ahead is None else signed(ahead.event[m], ahead.event_interval[m]) for m in CLAIMED]
         rows.append([model.name, *told])
-    return _table(columns, rows)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
+    return table(columns, rows)
 
 
 def _holds(whole: bool, part: bool = False) -> str:

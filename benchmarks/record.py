@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,15 @@ from typing import Any
 
 import psutil
 
+from hiertcn.cache import Cache
+from hiertcn.preparation import prepare
+
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(__file__).parents[2] / "shared" / "data"
+KEPT = Path(__file__).parents[1] / "claims"
+"""What took hours, so that a benchmark that was stopped goes on."""
+# Of the real log, in all benchmarks of quality.
+PREPARED: dict[str, Any] = {"session_gap": 1800, "min_item_events": 5}
 
 
 class Skipped(Exception):
@@ -29,6 +36,12 @@ def real_log() -> Path:
     if not log.exists():
         raise Skipped("the real log ebnerd_demo/events.parquet is not beside the project (../shared/data)")
     return log
+
+
+def kept_cache(path: Path, **options: Any) -> Cache:
+    """The real log, prepared in `path`, now or by a run before."""
+    ready = (path / "manifest.json").is_file()
+    return Cache(path) if ready else prepare(real_log(), path, **PREPARED, **options)
 
 
 @contextmanager
@@ -74,16 +87,27 @@ def record(
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     described = ", ".join(f"{key} {value}" for key, value in found["machine"].items())
-    table = [columns, ["---"] * len(columns), *rows]
     lines = [
         f"# {name}",
         f"`{found['command']}` · {found['date']} · {described}",
-        "\n".join("| " + " | ".join(row) + " |" for row in table),
+        table(columns, rows),
         *notes,
     ]
     text = "\n\n".join(lines) + "\n"
     (RESULTS / f"{name}.md").write_text(text)
     sys.stdout.write(text)
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
+
+
+def within(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.4f} ({'–'.join(f'{end:.4f}' for end in interval)})"
+
+
+def signed(value: float, interval: Sequence[float]) -> str:
+    return f"{value:+.4f} ({'…'.join(f'{end:+.4f}' for end in interval)})"
 
 
 def main(benchmarks: dict[str, Callable[[], None]], wanted: list[str]) -> int:
