@@ -15,13 +15,12 @@ from caches import batches_of
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.cli import app
-from hiertcn.errors import ArtifactError, InputError
+from hiertcn.errors import InputError
 from hiertcn.evaluation import evaluate
 from hiertcn.models import HierTCNConfig, build
 from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
 from hiertcn.settings import TrainConfig
-from hiertcn.states.state import DIGEST, UserState
 from hiertcn.streams import known_rows
 from hiertcn.training import train
 from hiertcn.userqueries import current_queries, write_user_queries
@@ -184,18 +183,3 @@ def test_what_was_picked_of_a_view_is_not_among_what_was_shown_beside(tmp_path: 
 def test_a_cache_without_impressions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"read impressions, and .* holds none"):
         train(small_cache(tmp_path / "cache"), MODEL, TRAIN, tmp_path / "run")
-
-
-def test_a_state_keeps_what_was_shown() -> None:
-    state = UserState(np.zeros(2, np.float32))
-    for skipped in ([[3, 4]], (), [[], [5]]):
-        rows = [np.array(one, np.int32) for one in skipped]
-        items = np.arange(max(len(rows), 1), dtype=np.int32)
-        state = state.followed_by(items, items.astype(np.int64), rows)
-    again = UserState.from_bytes(state.to_bytes(bytes(DIGEST)), bytes(DIGEST))
-    assert again.skips.tolist() == [2, 0, 0, 1]
-    assert again.skipped.tolist() == [3, 4, 5]
-    plain = replace(state, skipped=state.skipped[:0], skips=state.skips * 0)
-    assert len(state.to_bytes(bytes(DIGEST))) - len(plain.to_bytes(bytes(DIGEST))) == 4 * (3 + 4)
-    with pytest.raises(ArtifactError, match="does not agree with itself"):
-        UserState.from_bytes(replace(state, skips=state.skips + 1).to_bytes(bytes(DIGEST)), bytes(DIGEST))

@@ -71,6 +71,13 @@ class Catalog:
         # `int` takes more than a log does: "1_7", " 17 ", digits of other scripts.
         return int(item_id) if not isinstance(item_id, str) or _WHOLE.fullmatch(item_id) else None
 
+    def order(self, item_id: str) -> tuple[int, str]:
+        """By which ids of the log's type come in the order that a log is prepared in; others come first."""
+        if self.items["item_id"].dtype == pl.String:
+            return 0, item_id
+        number = self.coerce(item_id)
+        return (-(2**63) - 1, item_id) if number is None else (int(number), "")
+
     def rows(self, ids: pl.Series) -> npt.NDArray[np.int32]:
         """int32 [len(ids)]: rows of many items, 0 for those the catalog does not hold."""
         table = pl.DataFrame({"id": self.ids.cast(pl.String), "row": np.arange(1, self.size + 1, dtype=np.int32)})

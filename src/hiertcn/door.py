@@ -1,25 +1,71 @@
-"""What is asked about one person, checked at the door: ids and times."""
+"""What is told and asked of people, checked at the door: events, ids, times, how many items."""
 
 from __future__ import annotations
 
-__all__ = ["Id", "Time", "checked_id", "microseconds", "told"]
+__all__ = ["Ask", "Event", "Id", "Time", "checked_id", "checked_k", "microseconds", "pick_of", "told"]
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 
 from hiertcn.errors import InputError
 from hiertcn.quarantine import shown
 from hiertcn.sessions import SECOND
+from hiertcn.states import Pick, mark_of
 
 LONGEST_ID = 256
+MOST = 500
+"""Items that can be asked for at once."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp())
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Id = str | int
 Time = float | int | datetime
+
+
+class Event(NamedTuple):
+    """That `user` picked `item` at `time`.
+
+    event_id: of the event itself, so that it counts once however often it is told
+    shown:    the items it was picked from, read by a model that reads impressions: the first 20 that are known (a cache
+              keeps 20 of more by chance)
+    """
+
+    user: Id
+    item: Id
+    time: Time
+    event_id: str | None = None
+    shown: Sequence[Id] = ()
+
+
+class Ask(NamedTuple):
+    """What `user` will pick next; as of `Recommender.recommend`. candidates: what to choose of; None: the catalog."""
+
+    user: Id
+    k: int = 10
+    exclude_seen: bool = False
+    time: Time | None = None
+    candidates: Sequence[Id] | None = None
+
+
+def pick_of(event: Event) -> Pick:
+    """An event of its user. Raises InputError unless a log can hold it."""
+    item, at = checked_id(event.item, "item"), microseconds(event.time)
+    if not isinstance(event.shown, list | tuple):
+        raise InputError(f"What was shown is {told(event.shown)}; expected a list of item ids. Give it as one.")
+    shown = tuple(checked_id(other, "item") for other in event.shown)
+    return Pick(item, at, 0 if event.event_id is None else mark_of(checked_id(event.event_id, "event")), shown)
+
+
+def checked_k(k: int) -> int:
+    """A number of items. Raises InputError unless it is from 1 to 500."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST:
+        raise InputError(f"k is {told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
+    return k
 
 
 def checked_id(given: Id, what: str) -> str:

@@ -1,43 +1,41 @@
-"""Recommendations for one person at a time, following each event: what training and evaluation compute, online.
+"""Recommendations for people, following each event: what training and evaluation compute, online.
 
 There is one way from events to an answer. The events that the long-term state has not read yet, and after them an event
-on no item at the moment asked about, become a Stream and a SessionBatch as in evaluation; the model's own `forward` and
-`fold` do the rest. Whole histories and single events differ only in how many events are still to be read.
+on no item at the moment asked about, become a Stream as in evaluation; the model's own `fold` and `encode` do the rest.
+Whole histories and single events, one person and many, differ only in how many events are still to be read.
 """
 
 from __future__ import annotations
 
-__all__ = ["Recommendation", "Recommender"]
+__all__ = ["Kept", "Recommendation", "Recommender"]
 
 import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from hiertcn.artifact import Run
 from hiertcn.crowd import Crowd
-from hiertcn.door import Id, Time, checked_id, microseconds, told
+from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
+from hiertcn.eager import Eager
 from hiertcn.errors import InputError
-from hiertcn.impressions import MOST as MOST_SHOWN
-from hiertcn.models import VectorModel
-from hiertcn.ragged import SessionBatch
-from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
-from hiertcn.states import StateStore, UserState, open_states
+from hiertcn.online import Online
+from hiertcn.scoring import Limits, Scorer, best_of
+from hiertcn.sessions import SECOND, begins_session, sessionize
+from hiertcn.states import Pick, StateStore, Status, Update, UserState, open_states
 from hiertcn.states.state import DIGEST
-from hiertcn.streams import Ints, Stream
-from hiertcn.wholes import whole_batch
+from hiertcn.streams import Ints
 
-MOST = 500
-_NONE = np.empty(0, dtype=np.int32)
+LATENESS = 300.0
+_KEY = 16
 
 
 class Recommendation(NamedTuple):
@@ -49,36 +47,66 @@ class Recommendation(NamedTuple):
     source: str
 
 
+class Kept(NamedTuple):
+    """Of a user: the items and times (seconds) of the sessions that are kept, and the bytes of all that is stored."""
+
+    sessions: list[tuple[list[str], list[float]]]
+    size: int
+
+
+class _Asked(NamedTuple):
+    """Of one user: the moment asked about, in microseconds, how many items, and the rows of those to leave out, and of
+    those to choose of."""
+
+    state: UserState
+    moment: int
+    k: int = 1
+    hidden: Ints | None = None
+    among: Ints | None = None
+
+
 class Recommender:
     """A trained model and the states of its users. Times are seconds since 1970 UTC, or datetimes with a zone.
 
     A context manager that closes the store. Safe to use from several threads.
     """
 
-    def __init__(self, run: Run, states: StateStore, crowd: Crowd | None = None) -> None:
+    def __init__(self, run: Run, states: StateStore, crowd: Crowd | None = None, *, lateness: float = LATENESS) -> None:
         self.states = states
-        self._crowd, self._crowd_lock = crowd or run.crowd(), threading.Lock()
-        self._model, self._catalog = run.model, run.catalog
-        self._session_gap, self._longest = run.session_gap, run.max_session_events
-        self._digest = _digest(run)
-        self._withdrawn = run.withdrawn
-        self._ids = self._catalog.ids
-        self._rows = np.arange(self._catalog.size + 1)
-        self._popular = torch.from_numpy(self._catalog.train_events[1:].astype(np.float64))
+        self._crowd, self._crowd_lock, self._heard = crowd or run.crowd(), threading.Lock(), 0
+        self._reader = Eager(run.model)
+        self._catalog, self._ids = run.catalog, run.catalog.ids
+        self._session_gap = run.session_gap
+        self._online = Online(self._reader, run.catalog, run.session_gap, run.max_session_events, lateness)
+        self._scorer = Scorer(self._reader)
+        self.digest = _digest(run)
+        self.name = f"{run.path.name}-{self.digest.hex()}"
+        # Seconds: of the last event of anybody.
+        self.clock: float | None = None
+        self._withdrawn = np.asarray(run.withdrawn, dtype=np.int64)
+        self._popular = run.catalog.train_events[1:].astype(np.float64)
 
     @classmethod
-    def load(cls, run: str | Path | Run, states: str | StateStore = "memory:", crowd: Crowd | None = None) -> Self:
+    def load(
+        cls,
+        run: str | Path | Run,
+        states: str | StateStore = "memory:",
+        crowd: Crowd | None = None,
+        *,
+        lateness: float = LATENESS,
+    ) -> Self:
         """The model of the directory `run`, with the store `states` ("memory:", "sqlite:///FILE", or an open one).
 
-        crowd: for a model that reads it, what everybody picked lately; None: as of the end of its log, all parts of it.
-               What is observed is added; it is kept in memory, not in the store
+        crowd:    for a model that reads it, what everybody picked lately; None: as of the end of its log, all parts of
+                  it. What is observed is added, and told by the store to every recommender that shares it
+        lateness: seconds that an event may come after one of a later time and still be read in its place
 
         Raises ArtifactError for a directory that is damaged or none, and what `open_states` raises.
         """
         run = run if isinstance(run, Run) else Run(run)
         # A damaged model is found before a store is made.
         _ = run.model
-        return cls(run, open_states(states) if isinstance(states, str) else states, crowd)
+        return cls(run, open_states(states) if isinstance(states, str) else states, crowd, lateness=lateness)
 
     def close(self) -> None:
         """Close the store."""
@@ -90,44 +118,62 @@ class Recommender:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def observe(self, user: Id, item: Id, time: Time, shown: Sequence[Id] = ()) -> None:
-        """Take in that `user` picked `item` at `time`. An item outside the catalog counts for the session's time only.
+    def observe(
+        self, user: Id, item: Id, time: Time, shown: Sequence[Id] = (), *, event_id: str | None = None
+    ) -> Status:
+        """Take in one event; see `observe_many`."""
+        return self.observe_many([Event(user, item, time, event_id, shown)])[0]
 
-        shown: the items that it was picked from, read by a model that reads impressions: the first 20 that are known
-               (a cache keeps 20 of more by chance)
+    def observe_many(self, events: Sequence[Event]) -> list[Status]:
+        """Take in events of any users, in any order; what became of each. When it returns, all are stored: as one.
 
-        Raises InputError for an id or a time that can't be one, and for a time before the user's last event.
+        An item outside the catalog counts for the session's time only. "late": it is of a session that is over and was
+        read already, so it is only remembered; within `lateness` no event is. "duplicate", "conflict": an event of
+        this id is among the user's last 128, alike or not; nothing changes. "expired": see `delete`.
+
+        Raises InputError for an id or a time that can't be one; then nothing is stored.
         """
-        key, row, at = checked_id(user, "user"), self._row(item), microseconds(time)
-        skipped = self._skipped(row, shown)
-        states = []
+        users: dict[bytes, list[tuple[int, Pick]]] = {}
+        for number, event in enumerate(events):
+            users.setdefault(_key(event.user), []).append((number, self._pick(event)))
+        statuses: list[Status] = ["applied"] * len(events)
 
-        def after(stored: bytes | None) -> bytes:
-            states.append(self._after(self._state(stored), row, at, skipped))
-            return states[-1].to_bytes(self._digest)
+        def change(values: Sequence[bytes | None]) -> Update:
+            states, told_all = [], []
+            for value, picks in zip(values, users.values(), strict=True):
+                state = self._state(value)
+                for number, pick in picks:
+                    state, statuses[number] = state.followed_by(pick, self._catalog.order)
+                    if statuses[number] == "applied":
+                        told_all.append(self._told(state, pick))
+                states.append(state)
+            found = self._online.folded(states)
+            return Update([state.to_bytes(self.digest) for state in found], told_all)
 
-        self.states.update(key, after)
-        if self._crowd is not None:
-            before = states[-1].items[:-1]
-            known = before[before > 0]
-            with self._crowd_lock:
-                self._crowd.observe(row, at / SECOND, int(known[-1]) if len(known) else 0)
+        if users:
+            self.states.update(list(users), change)
+            self.listen()
+        return statuses
 
     def recommend(
         self, user: Id, k: int = 10, *, exclude_seen: bool = False, time: Time | None = None
     ) -> list[Recommendation]:
         """The `k` items (1 … 500; fewer where the catalog has fewer) that `user` is most likely to pick next.
 
-        time:         when it is asked. If that begins a session, the running one is taken as finished; nothing is
-                      stored. Without it, the session is still running
-        exclude_seen: leave out the last 256 items that the user had
+        time:         when it is asked, no earlier than the user's last event. If that begins a session, the running one
+                      is taken as finished; nothing is stored. Without it, the session is still running
+        exclude_seen: leave out the items of the user's last 128 events
 
         Of a user without an event on a known item nothing is known but what everybody picks at `time`, where the model
         reads that; else the most popular items are given, and `source` says so.
-        Raises InputError for a bad argument, ArtifactError if the store holds a damaged or foreign state for the user.
+        Raises InputError for a bad argument, ArtifactError if the store holds a damaged state for the user.
         """
-        state, at = self._asked(user, time)
-        return self._recommend(state, at, k, state.seen if exclude_seen else _NONE)
+        return self.recommend_many([Ask(user, k, exclude_seen, time)])[0]
+
+    def recommend_many(self, asks: Sequence[Ask]) -> list[list[Recommendation]]:
+        """The same of several people at once, each as of `recommend`; all are computed in parallel."""
+        values = self.states.get([_key(ask.user) for ask in asks])
+        return self._recommend([self._asked(ask, self._state(value)) for ask, value in zip(asks, values, strict=True)])
 
     def recommend_history(
         self,
@@ -142,7 +188,7 @@ class Recommender:
         """The same for a person in no store, from all of the person's events at once, in any order.
 
         sessions: of each event, where the log names them: a session begins where this changes
-        shown:    of each event, the items that were shown, as in `observe`
+        shown:    of each event, the items that were shown, as of `Event`
 
         Without `sessions` equal to observing the events one after another, but all are computed in parallel.
         """
@@ -150,131 +196,137 @@ class Recommender:
         for what, column in columns.items():
             if column is not None and len(items) != len(column):
                 raise InputError(f"There are {len(items)} items and {len(column)} {what}; expected one for each item.")
-        rows = np.array([self._row(item) for item in items], dtype=np.int32)
-        moments = np.array([microseconds(time) for time in times], dtype=np.int64)
-        order = np.argsort(moments, kind="stable")
-        skipped = [self._skipped(rows[at], shown[at]) for at in order] if shown is not None else []
-        state = self._state(None).followed_by(rows[order], moments[order], skipped)
-        hidden = np.unique(rows[rows > 0]) if exclude_seen else _NONE
+        beside = shown if shown is not None else [()] * len(items)
+        picks = [self._pick(Event("", *one)) for one in zip(items, times, [None] * len(items), beside, strict=True)]
+        order = sorted(range(len(picks)), key=lambda at: (picks[at].time, self._catalog.order(picks[at].item)))
+        ordered = [picks[at] for at in order]
+        lists = [pick.shown for pick in ordered]
+        state = UserState(
+            [pick.item for pick in ordered],
+            [pick.time for pick in ordered],
+            [0] * len(ordered),
+            lists if any(lists) else [],
+            len(ordered),
+        )
         keys = None
         if sessions is not None and len(sessions):
             keys = np.unique(list(map(str, sessions)), return_inverse=True)[1][order]
-        return self._recommend(state, int(moments.max(initial=0)), k, hidden, keys)
+        hidden = self._rows(state.seen) if exclude_seen else None
+        return self._recommend([_Asked(state, state.latest, checked_k(k), hidden)], keys)[0]
 
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
         """[Q]: the vector whose scores, with the model's boosts, rank the next item; `time` as in `recommend`."""
-        query = self._query(*self._asked(user, time))
-        if isinstance(self._model, VectorModel):
-            query = self._model.parted(query)[0]
-        found: npt.NDArray[Any] = query[0].numpy()
+        asked = self._asked(Ask(user, time=time), self._state(self.states.get([_key(user)])[0]))
+        found: npt.NDArray[Any] = self._reader.parted(self._queries([asked]))[0][0]
         return found
 
-    def delete(self, user: Id) -> None:
-        """Forget all events of a user."""
-        self.states.delete(checked_id(user, "user"))
+    def knows(self, item: Id) -> bool:
+        """Whether the catalog holds it."""
+        return self._catalog.row(checked_id(item, "item")) > 0
 
-    def _asked(self, user: Id, time: Time | None) -> tuple[UserState, int]:
-        """The state of a user, and the moment asked about: that of the last event where none is given."""
-        state = self._state(self.states.get(checked_id(user, "user")))
-        last = int(state.times[-1]) if len(state.times) else 0
-        return state, last if time is None else _not_before(state, microseconds(time))
+    def popular(self, ask: Ask) -> list[Recommendation]:
+        """An answer without looking at the store: the most popular items."""
+        return self._recommend([self._asked(ask._replace(exclude_seen=False, time=None), UserState())])[0]
+
+    def delete(self, user: Id, until: Time | None = None) -> None:
+        """Forget all events of a user; those up to `until` that come later, too."""
+        key = _key(user)
+        if until is None:
+            self.states.forget(key)
+            return
+        forgotten = UserState(forgotten=microseconds(until)).to_bytes(self.digest)
+        self.states.forget(key, forgotten)
+
+    def _asked(self, ask: Ask, state: UserState) -> _Asked:
+        at = state.latest if ask.time is None else max(microseconds(ask.time), state.latest)
+        hidden = self._rows(state.seen) if ask.exclude_seen else None
+        among = None
+        if ask.candidates is not None:
+            among = np.unique(self._rows([checked_id(item, "candidate") for item in ask.candidates]))
+        return _Asked(state, at, checked_k(ask.k), hidden, among)
+
+    def _rows(self, items: Sequence[str]) -> Ints:
+        """The rows of those that the catalog holds."""
+        rows = self._online.rows(items)
+        return rows[rows > 0].astype(np.int64)
 
     def _state(self, stored: bytes | None) -> UserState:
-        if stored is None:
-            return UserState(self._model.zero_state(1)[0].numpy())
-        return UserState.from_bytes(stored, self._digest)
+        return UserState() if stored is None else UserState.from_bytes(stored, self.digest)
 
-    @torch.inference_mode()
-    def _after(self, state: UserState, row: int, at: int, skipped: npt.NDArray[np.int32]) -> UserState:
-        """The state after an event. One that begins a session folds the running session, if that holds an item."""
-        full = len(state.times) >= self._longest
-        if len(state.times) and (begins_session(state.times[-1], _not_before(state, at), self._session_gap) or full):
-            if state.items.any():
-                # What the crowd does changes no state.
-                _, after = self._model.fold(self._batch(state, at), _initial(state))
-                state = replace(state, long_term=after[0].numpy(), previous_end=int(state.times[-1]))
-            state = state.without_events()
-        return state.followed_by(np.array([row], dtype=np.int32), np.array([at]), [skipped])
+    def _pick(self, event: Event) -> Pick:
+        pick = pick_of(event)
+        return pick._replace(shown=self._online.kept_of(pick.item, pick.shown)) if pick.shown else pick
 
-    @torch.inference_mode()
-    def _query(self, state: UserState, at: int, keys: Ints | None = None) -> Tensor:
-        """[1, Q]: the query of an event at `at`."""
+    def _told(self, state: UserState, pick: Pick) -> bytes:
+        """An entry of the journal: a pick, and what the same person picked before in the session."""
+        before, last = "", pick.time
+        place = state.times.index(pick.time)
+        for item, time in zip(state.items[:place][::-1], state.times[:place][::-1], strict=True):
+            if begins_session(time, last, self._session_gap):
+                break
+            last = time
+            if self._catalog.row(item):
+                before = item
+                break
+        return json.dumps([pick.time, pick.item, before]).encode()
+
+    def kept_of(self, user: Id) -> Kept | None:
+        """What the store holds of a user; None for nobody."""
+        value = self.states.get([_key(user)])[0]
+        if value is None:
+            return None
+        state = self._state(value)
+        times = np.array(state.times, dtype=np.int64)
+        offsets = sessionize(np.array([0, len(times)]), times, self._session_gap, max(len(times), 1))
+        return Kept(
+            [(state.items[a:b], (times[a:b] / SECOND).tolist()) for a, b in pairwise(offsets.tolist())], len(value)
+        )
+
+    def listen(self) -> None:
+        """Let the crowd hear what all that share the store were told since."""
         with self._crowd_lock:
-            batch = self._batch(state, at, keys, self._crowd)
-        queries, _ = self._model(batch, _initial(state))
-        asked: Tensor = queries[batch.positions]
-        return asked
+            while entries := self.states.journal(self._heard):
+                for self._heard, entry in entries:
+                    at, item, before = json.loads(entry)
+                    self.clock = max(self.clock or 0.0, at / SECOND)
+                    if self._crowd is not None:
+                        self._crowd.observe(self._catalog.row(item), at / SECOND, self._catalog.row(before))
 
-    def _batch(self, state: UserState, at: int, keys: Ints | None = None, crowd: Crowd | None = None) -> SessionBatch:
-        """One user's events that are still to be read, and the one asked for at `at`, on item row 0.
+    def _queries(self, asked: Sequence[_Asked], keys: Ints | None = None) -> npt.NDArray[Any]:
+        """[U, Q]: of the moments asked about."""
+        states = [one.state for one in asked]
+        stream = self._online.asked(states, np.array([one.moment for one in asked], dtype=np.int64), keys)
+        with self._crowd_lock:
+            return self._reader.queries(stream, self._online.initial(states), self._crowd)
 
-        keys: int64, the sessions of those events, of which the last one still runs; None: by the rule of the run
-        """
-        times = np.append(state.times, at)
-        parts = np.zeros(len(times), dtype=np.uint8)
-        parts[-1] = PARTS.index("test")
-        keys = None if keys is None else np.append(keys, keys[-1:])
-        offsets = sessionize(np.array([0, len(times)]), times, self._session_gap, self._longest, keys)
-        users = np.array([0, len(offsets) - 1])
-        shown = np.concatenate([[0], np.cumsum(state.skips), [len(state.skipped)]])
-        whole = Sessions(np.append(state.items, np.int32(0)), times, parts, offsets, users, state.skipped, shown)
-        stream = Stream.of(whole, self._rows, "test", self._session_gap, self._longest)
-        if state.previous_end is None:
-            return whole_batch(stream, crowd)
-        seen, gaps = stream.seen.copy(), stream.gaps.copy()
-        if begins_session(state.previous_end, times[0], self._session_gap):
-            gaps[0] = seen[0] - state.previous_end / SECOND
-        else:
-            # It began because the one before was full; see Stream.of.
-            seen[0] = state.previous_end / SECOND
-        return whole_batch(replace(stream, seen=seen, gaps=gaps), crowd)
-
-    @torch.inference_mode()
-    def _recommend(
-        self, state: UserState, at: int, k: int, hide: npt.NDArray[np.int32], keys: Ints | None = None
-    ) -> list[Recommendation]:
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MOST:
-            raise InputError(f"k is {told(k)}; expected a whole number from 1 to {MOST}. Ask for so many items.")
-        if len(state.seen) or (self._crowd is not None and at):
-            scores, source = self._model.score(self._query(state, at, keys))[0], "model"
-        else:
-            scores, source = self._popular, "popular"
-        hidden = torch.from_numpy(np.union1d(hide, self._withdrawn).astype(np.int64) - 1)
-        best = scores.index_fill(0, hidden, -torch.inf).topk(min(k, len(scores) - len(hidden)))
+    def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
+        hears = self._crowd is not None
+        warm = [n for n, one in enumerate(asked) if (hears and one.moment) or len(self._rows(one.state.items))]
+        limits = [Limits(one.k, self._hidden(one.hidden), one.among) for one in asked]
+        out = [(best_of(self._popular, limit), "popular") for limit in limits]
+        if warm:
+            queries = self._queries([asked[n] for n in warm], keys)
+            for n, best in zip(warm, self._scorer.best(queries, [limits[n] for n in warm]), strict=True):
+                out[n] = best, "model"
         return [
-            Recommendation(self._ids[row - 1], score, self._catalog.title(row), source)
-            for row, score in zip((best.indices + 1).tolist(), best.values.tolist(), strict=True)
+            [
+                Recommendation(self._ids[row - 1], score, self._catalog.title(row), source)
+                for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
+            ]
+            for best, source in out
         ]
 
-    def _skipped(self, row: int, shown: Sequence[Id]) -> npt.NDArray[np.int32]:
-        """The first rows of what was shown beside the item of `row`; none for a model that does not read them."""
-        if not isinstance(shown, list | tuple):
-            raise InputError(f"What was shown is {told(shown)}; expected a list of item ids. Give it as one.")
-        rows = dict.fromkeys(self._row(item) for item in shown)
-        known = [other for other in rows if other not in (0, row)] if self._model.reads_impressions else []
-        return np.array(known[:MOST_SHOWN], dtype=np.int32)
+    def _hidden(self, rows: Ints | None) -> Ints:
+        return self._withdrawn if rows is None else np.union1d(rows, self._withdrawn)
 
-    def _row(self, item: Id) -> int:
-        checked_id(item, "item")
-        return self._catalog.row(item)
+
+def _key(user: Id) -> bytes:
+    """No store holds an id: what was forgotten leaves no name behind."""
+    return blake2b(checked_id(user, "user").encode(), digest_size=_KEY).digest()
 
 
 def _digest(run: Run) -> bytes:
-    """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
+    """What a long-term state depends on: the weights, how the model reads them, the item rows and the session rule."""
     stated = [run.manifest["trained"], run.manifest["model"]]
     stated += [run.session_gap, run.max_session_events]
     return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:DIGEST]
-
-
-def _initial(state: UserState) -> Tensor:
-    """[1, S]: a copy of the long-term state."""
-    return torch.tensor(state.long_term).unsqueeze(0)
-
-
-def _not_before(state: UserState, at: int) -> int:
-    if len(state.times) and at < state.times[-1]:
-        raise InputError(
-            f"The time {at / SECOND} is earlier than the user's last event, at {state.times[-1] / SECOND}; expected "
-            "the events of a user in the order of time. Sort them, or give a whole history to recommend_history."
-        )
-    return at

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["MemoryStates", "SQLiteStates", "StateStore", "UserState", "open_states"]
+__all__ = [
+    "MemoryStates",
+    "Pick",
+    "SQLiteStates",
+    "StateStore",
+    "Status",
+    "Update",
+    "UserState",
+    "mark_of",
+    "open_states",
+]
 
 from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import shown
 from hiertcn.states.memory import MemoryStates
-from hiertcn.states.protocol import StateStore
+from hiertcn.states.protocol import StateStore, Update
 from hiertcn.states.sqlite import SQLiteStates
-from hiertcn.states.state import UserState
+from hiertcn.states.state import Pick, Status, UserState, mark_of
 
 
 def open_states(url: str) -> StateStore:

@@ -1,123 +1,203 @@
-"""What is known of one user, and its form in a store."""
+"""What is known of one user, and its form in a store: facts that outlive a model, and what one model made of them.
+
+The facts are the last events, by item ids and in the order of training: time, then item id (then mark). What the model
+made of them is its long-term state, which has read all but the last `unread` of them. Under another model nothing has
+been read yet.
+"""
 
 from __future__ import annotations
 
-__all__ = ["DIGEST", "SEEN", "UserState"]
+__all__ = ["DIGEST", "HISTORY", "Pick", "Status", "UserState", "mark_of"]
 
 import struct
 import zlib
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from hashlib import blake2b
+from itertools import accumulate, pairwise
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from hiertcn.errors import ArtifactError
 
-SEEN = 256
+HISTORY = 128
+"""Events that are kept of a user, and more where the long-term state has not read them yet."""
 DIGEST = 8
-_MAGIC, _FORMAT = b"HTCN", 2
-# Magic, format, code of the long-term type, digest, previous end, sizes of times (and items), long_term, seen, skipped.
-_HEADER = struct.Struct(f"<4sHH{DIGEST}sqIIII")
+_MAGIC, _FORMAT = b"HTCN", 3
+# Magic, format, code of the long-term type, digest, previous end, forgotten, events, unread, bytes of long_term, of
+# items, of what was shown.
+_HEADER = struct.Struct(f"<4sHH{DIGEST}sqqIIIII")
 _CHECK = struct.Struct("<I")
 _TYPES = (np.dtype("<f4"), np.dtype("<i8"), np.dtype("<f8"))
+_NOTHING_READ = len(_TYPES)
+_ITEM_SIZE = (4, 8, 8, 1)
 _NEVER = np.iinfo(np.int64).min
+# Neither can be in an id.
+_NEXT_EVENT, _NEXT_ITEM = "\n", "\t"
+
+Status = Literal["applied", "duplicate", "conflict", "late", "expired"]
+Order = Callable[[str], Any]
+T = TypeVar("T")
 
 
-def _none() -> npt.NDArray[np.int32]:
-    return np.empty(0, dtype=np.int32)
+class Pick(NamedTuple):
+    """An event of one user. item: its id as text. time: microseconds. mark: of the event's own id, 0 for none. shown:
+    ids of items that were shown beside it and not picked."""
+
+    item: str
+    time: int
+    mark: int = 0
+    shown: tuple[str, ...] = ()
 
 
-def _no_times() -> npt.NDArray[np.int64]:
-    return np.empty(0, dtype=np.int64)
+def mark_of(event_id: str) -> int:
+    """64 bits, not 0: two of a user's last events share one by chance in one of 10^15 cases."""
+    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little") or 1
 
 
 @dataclass(frozen=True, eq=False)
 class UserState:
-    """Facts, not activations: about 1 KB beside the long-term state, and 80 bytes an event of what was shown.
-
-    long_term:    [S], the model's state after the user's finished sessions
-    items, times: int32 [R], item rows (0 is an item outside the catalog), and int64 [R], microseconds: the events that
-                  `long_term` has not read yet, those of the running session
-    previous_end: microseconds: the last event of the latest finished session that holds a known item; None without one
-    seen:         int32 [at most SEEN], the last distinct known items, the latest at the end
-    skipped, skips: int32 [K], rows of items that were shown beside those events and not picked, and int32 [R], how many
-                  beside each
+    """items, times, marks: [H], the last events in the order of time and item id; as of `Pick`
+    shown:        of each event that is not read yet, as of `Pick`; empty where nothing was shown
+    unread:       how many of the last events `long_term` has not read
+    long_term:    [S], the model's state after the others and all before them; None: nothing was read yet
+    previous_end: microseconds: the last event of the latest session with a known item that was read; None without one
+    forgotten:    microseconds: events up to then were to be forgotten; None if none were
     """
 
-    long_term: npt.NDArray[Any]
-    items: npt.NDArray[np.int32] = field(default_factory=_none)
-    times: npt.NDArray[np.int64] = field(default_factory=_no_times)
+    items: list[str] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    shown: list[tuple[str, ...]] = field(default_factory=list)
+    unread: int = 0
+    long_term: npt.NDArray[Any] | None = None
     previous_end: int | None = None
-    seen: npt.NDArray[np.int32] = field(default_factory=_none)
-    skipped: npt.NDArray[np.int32] = field(default_factory=_none)
-    skips: npt.NDArray[np.int32] = field(default_factory=_none)
+    forgotten: int | None = None
 
-    def followed_by(
-        self,
-        items: npt.NDArray[np.int32],
-        times: npt.NDArray[np.int64],
-        skipped: Sequence[npt.NDArray[np.int32]] = (),
-    ) -> Self:
-        """The state after more events, `items`, `times` and, if known, `skipped` [n], in time order; the long-term
-        state stays."""
-        more = np.array([len(rows) for rows in skipped] or [0] * len(items), dtype=np.int32)
-        latest = np.concatenate([self.seen, items[items > 0]])[::-1]
-        _, first = np.unique(latest, return_index=True)
+    @property
+    def read(self) -> int:
+        """How many of the events that are kept `long_term` has read."""
+        return len(self.times) - self.unread
+
+    @property
+    def latest(self) -> int:
+        """Microseconds: the time of the last event, 0 where there is none."""
+        return self.times[-1] if self.times else 0
+
+    @property
+    def seen(self) -> list[str]:
+        """The distinct items of the events, the latest at the end."""
+        return list(dict.fromkeys(self.items[::-1]))[::-1]
+
+    def followed_by(self, pick: Pick, order: Order) -> tuple[Self, Status]:
+        """The state after one more event, and what became of it.
+
+        order: of item ids, that of the log: it decides between events of one time, as it does when a log is prepared
+
+        "duplicate" and "conflict": an event of the same mark is known, alike or not. "late": the long-term state has
+        read past it; it is only remembered. "expired": it is of a time that was to be forgotten.
+        """
+        if self.forgotten is not None and pick.time <= self.forgotten:
+            return self, "expired"
+        if pick.mark and pick.mark in self.marks:
+            at = self.marks.index(pick.mark)
+            return self, "duplicate" if (self.items[at], self.times[at]) == pick[:2] else "conflict"
+        place, key = bisect_left(self.times, pick.time), (order(pick.item), pick.mark)
+        while place < len(self.times) and self.times[place] == pick.time:
+            if (order(self.items[place]), self.marks[place]) > key:
+                break
+            place += 1
+        late = self.long_term is not None and place <= self.read
+        unread, shown = self.unread, self.shown
+        if not late:
+            unread += 1
+            if shown or pick.shown:
+                shown = _with(shown or [()] * self.unread, place - self.read, pick.shown)
+        kept = max(HISTORY, unread)
+        columns = (self.items, self.times, self.marks)
+        items, times, marks = (_with(old, place, new)[-kept:] for old, new in zip(columns, pick[:3], strict=True))
+        return replace(
+            self, items=items, times=times, marks=marks, shown=shown, unread=unread
+        ), "late" if late else "applied"
+
+    def after(self, count: int, long_term: npt.NDArray[Any], previous_end: int | None) -> Self:
+        """The state when `long_term` has read `count` more events."""
+        unread = self.unread - count
+        kept = max(HISTORY, unread)
+        columns = (self.items[-kept:], self.times[-kept:], self.marks[-kept:], self.shown[count:])
+        shown = columns[3] if any(columns[3]) else []
         return replace(
             self,
-            items=np.concatenate([self.items, items]),
-            times=np.concatenate([self.times, times]),
-            seen=latest[np.sort(first)[:SEEN]][::-1],
-            skipped=np.concatenate([self.skipped, *skipped]).astype(np.int32),
-            skips=np.concatenate([self.skips, more]),
+            items=columns[0],
+            times=columns[1],
+            marks=columns[2],
+            shown=shown,
+            unread=unread,
+            long_term=long_term,
+            previous_end=previous_end,
         )
 
-    def without_events(self) -> Self:
-        """The state when `long_term` has read all events."""
-        return replace(self, items=_none(), times=_no_times(), skipped=_none(), skips=_none())
+    def unlearned(self) -> Self:
+        """The same facts, of which no model has read any."""
+        shown = [()] * self.read + self.shown if self.shown else []
+        return replace(self, shown=shown, unread=len(self.times), long_term=None, previous_end=None)
 
     def to_bytes(self, digest: bytes) -> bytes:
-        """The state as a value for a store, marked with the DIGEST bytes of the model it belongs to."""
-        long_term = self.long_term.astype(self.long_term.dtype.newbyteorder("<"))
-        end = _NEVER if self.previous_end is None else self.previous_end
-        # Most people's are nothing but zeros.
-        skips = self.skips if len(self.skipped) else self.skips[:0]
-        sizes = (len(self.times), len(long_term), len(self.seen), len(self.skipped))
-        header = _HEADER.pack(_MAGIC, _FORMAT, _TYPES.index(long_term.dtype), digest, end, *sizes)
-        rows = (values.astype("<i4") for values in (self.items, self.seen, self.skipped, skips))
-        body = b"".join([header, *(values.tobytes() for values in (self.times.astype("<i8"), long_term, *rows))])
+        """The state as a value for a store, marked with the DIGEST bytes of the model that `long_term` belongs to."""
+        kind, state = _NOTHING_READ, b""
+        if self.long_term is not None:
+            values = self.long_term.astype(self.long_term.dtype.newbyteorder("<"))
+            kind, state = _TYPES.index(values.dtype), values.tobytes()
+        items = _NEXT_EVENT.join(self.items).encode()
+        shown = _NEXT_EVENT.join(map(_NEXT_ITEM.join, self.shown)).encode()
+        sizes = (len(self.times), self.unread, len(state), len(items), len(shown))
+        ends = (_NEVER if moment is None else moment for moment in (self.previous_end, self.forgotten))
+        head = _HEADER.pack(_MAGIC, _FORMAT, kind, digest, *ends, *sizes)
+        columns = (np.array(self.times, dtype="<i8"), np.array(self.marks, dtype="<u8"))
+        body = b"".join([head, *(column.tobytes() for column in columns), state, items, shown])
         return body + _CHECK.pack(zlib.crc32(body))
 
     @classmethod
     def from_bytes(cls, data: bytes, digest: bytes) -> Self:
-        """The state in a value of a store. Raises ArtifactError if it is damaged, or of another format or model."""
+        """The state in a value of a store; of another model's, the facts. Raises ArtifactError if it is damaged or of
+        another format."""
         body, check = data[: -_CHECK.size], data[-_CHECK.size :]
         if len(body) < _HEADER.size or check != _CHECK.pack(zlib.crc32(body)):
             raise _refused("is damaged")
-        magic, form, kind, owner, end, events, size, seen, skipped = _HEADER.unpack_from(body)
-        if (magic, form) != (_MAGIC, _FORMAT) or kind >= len(_TYPES):
+        magic, form, kind, owner, end, forgotten, events, unread, *sizes = _HEADER.unpack_from(body)
+        if (magic, form) != (_MAGIC, _FORMAT) or kind > _NOTHING_READ:
             raise _refused(f"has format {form}, this version reads format {_FORMAT}")
-        if owner != digest:
-            raise _refused(f"was stored under the model {owner.hex()}, and this one is {digest.hex()}")
-        columns: list[tuple[np.dtype[Any], int]] = [(np.dtype("<i8"), events), (_TYPES[kind], size)]
-        columns += [(np.dtype("<i4"), count) for count in (events, seen, skipped, events if skipped else 0)]
-        at = np.cumsum([_HEADER.size, *(dtype.itemsize * count for dtype, count in columns)]).tolist()
-        if at[-1] != len(body):
+        bounds = [*accumulate([_HEADER.size, 8 * events, 8 * events, *sizes])]
+        if bounds[-1] != len(body) or unread > events or sizes[0] % _ITEM_SIZE[kind]:
             raise _refused("does not have the length it states")
-        times, state, rows, known, passed, skips = (
-            np.frombuffer(body, *column, begin) for column, begin in zip(columns, at, strict=False)
-        )
-        if not skipped:
-            skips = np.zeros(events, dtype=np.int32)
-        if skips.min(initial=0) < 0 or skips.sum() != skipped:
+        times, marks, state, items, shown = (body[begin:stop] for begin, stop in pairwise(bounds))
+        names = items.decode().split(_NEXT_EVENT) if events else []
+        lists = [tuple(text.split(_NEXT_ITEM)) if text else () for text in shown.decode().split(_NEXT_EVENT)]
+        lists = lists if shown else []
+        if len(names) != events or len(lists) not in (0, unread):
             raise _refused("does not agree with itself")
-        return cls(state, rows, times, None if end == _NEVER else end, known, passed, skips)
+        found = cls(
+            names,
+            np.frombuffer(times, "<i8").tolist(),
+            np.frombuffer(marks, "<u8").tolist(),
+            lists,
+            unread,
+            None if kind == _NOTHING_READ else np.frombuffer(state, _TYPES[kind]),
+            None if end == _NEVER else end,
+            None if forgotten == _NEVER else forgotten,
+        )
+        return found if owner == digest else found.unlearned()
+
+
+def _with(column: list[T], place: int, value: T) -> list[T]:
+    return [*column[:place], value, *column[place:]]
 
 
 def _refused(found: str) -> ArtifactError:
     return ArtifactError(
-        f"A user's stored state {found}; expected one that this model wrote. Give each model a store of its own, or "
-        "delete the user to begin anew."
+        f"A user's stored state {found}; expected one that hiertcn wrote. Restore the store from a copy, or delete the "
+        "user to begin anew."
     )

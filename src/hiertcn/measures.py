@@ -1,0 +1,39 @@
+"""What a server counts of itself. Labels never hold ids of users or items."""
+
+from __future__ import annotations
+
+__all__ = ["Measures"]
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.001, 0.002, 0.003, 0.005, 0.008, 0.012, 0.02, 0.05, 0.1, 0.5, 2.0)
+
+
+class Measures:
+    """waiting: how many requests do."""
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "hiertcn_requests", "Requests, by route and HTTP status.", ["route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "hiertcn_request_seconds", "Time to an answer.", ["route"], registry=self._registry, buckets=_SECONDS
+        )
+        self._events = Counter("hiertcn_events", "Events, by what became of them.", ["status"], registry=self._registry)
+        Gauge("hiertcn_waiting", "Requests that wait.", registry=self._registry).set_function(waiting)
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        self._requests.labels(route, status).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def event(self, status: str) -> None:
+        """Count one event."""
+        self._events.labels(status).inc()
+
+    def text(self) -> bytes:
+        """All of it, in the text format of Prometheus."""
+        return generate_latest(self._registry)

@@ -1,0 +1,224 @@
+"""What goes over HTTP: strict types of requests and answers, from which the OpenAPI description is made, too."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Answer",
+    "EventMessage",
+    "EventsAnswer",
+    "EventsRequest",
+    "Fault",
+    "ItemsAnswer",
+    "ItemsRequest",
+    "ModelAnswer",
+    "ModelRequest",
+    "ObserveAnswer",
+    "ObserveRequest",
+    "Problem",
+    "Ranked",
+    "RecommendRequest",
+    "Result",
+    "SessionAnswer",
+    "UserAnswer",
+    "decoded",
+    "encoded",
+]
+
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+MOST_EVENTS = 1000
+MOST_CANDIDATES = 1000
+T = TypeVar("T")
+
+Id = Annotated[str, Meta(min_length=1, max_length=256)] | int
+Seconds = Annotated[int, Meta(description="seconds since 1970 UTC", gt=0)]
+K = Annotated[int, Meta(ge=1, le=500)]
+Source = Literal["model", "cold", "degraded"]
+Outcome = Literal["applied", "duplicate", "late", "expired", "unknown_item", "conflict", "invalid"]
+
+
+class Fault(Struct):
+    """What is wrong, and where."""
+
+    code: str
+    message: str
+    field: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Problem(Struct):
+    """The one shape of errors."""
+
+    error: Fault
+
+
+class EventMessage(Struct, forbid_unknown_fields=True):
+    """That a user picked an item. An event_id counts once. shown: what else was there to pick."""
+
+    event_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    user_id: Id
+    item_id: Id
+    time: Seconds
+    shown: Annotated[list[Id], Meta(max_length=200)] = msgspec.field(default_factory=list)
+
+
+class EventsRequest(Struct, forbid_unknown_fields=True):
+    """Up to 1,000 events, each judged by itself."""
+
+    events: Annotated[list[msgspec.Raw], Meta(max_length=MOST_EVENTS)]
+
+
+class Result(Struct):
+    """What became of an event."""
+
+    event_id: str | None
+    status: Outcome
+    error: Fault | msgspec.UnsetType = msgspec.UNSET
+
+
+class EventsAnswer(Struct):
+    """In the order of the events."""
+
+    results: list[Result]
+
+
+class RecommendRequest(Struct, forbid_unknown_fields=True):
+    """as_of: the moment asked about; by default that of the last event of anybody."""
+
+    user_id: Id
+    k: K = 10
+    exclude_seen: bool = False
+    candidates: Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)] | None = None
+    as_of: Seconds | None = None
+
+
+class ObserveRequest(Struct, forbid_unknown_fields=True):
+    """One event, and then what its user will pick next."""
+
+    event: EventMessage
+    k: K = 10
+    exclude_seen: bool = False
+    candidates: Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)] | None = None
+
+
+class Ranked(Struct, omit_defaults=True):
+    """An item, by its id as it stands in the log."""
+
+    item_id: str | int
+    score: float
+    title: str | None = None
+
+
+class Answer(Struct):
+    """The best first. source: "cold" where nothing is known of the user; model: which one answered."""
+
+    user_id: str | int
+    items: list[Ranked]
+    source: Source
+    model: str
+
+
+class ObserveAnswer(Struct):
+    """What became of the event, and the answer after it."""
+
+    result: Result
+    user_id: str | int
+    items: list[Ranked]
+    source: Source
+    model: str
+
+
+class SessionAnswer(Struct):
+    """Of a session the events that are kept."""
+
+    items: list[str]
+    times: list[float]
+
+
+class UserAnswer(Struct):
+    """What is kept of a user. idle_seconds: since the last event, by the clock of events."""
+
+    user_id: str | int
+    sessions: list[SessionAnswer]
+    events: int
+    bytes: int
+    idle_seconds: float | None
+
+
+class ItemsRequest(Struct, forbid_unknown_fields=True):
+    """Items of the catalog."""
+
+    item_ids: Annotated[list[Id], Meta(min_length=1, max_length=10_000)]
+
+
+class ItemsAnswer(Struct):
+    """How many items are withdrawn by now."""
+
+    withdrawn: int
+
+
+class ModelRequest(Struct, forbid_unknown_fields=True):
+    """The name of a model directory in the folder of models."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class ModelAnswer(Struct):
+    """Which model answers, and which one a rollback brings back."""
+
+    model: str
+    name: str
+    before: str | None
+
+
+class Refused(Exception):
+    """A request that can't be followed; `status` is HTTP's."""
+
+    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.fault = status, Fault(code, message, field or msgspec.UNSET)
+
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+def encoded(answer: Any) -> bytes:
+    """An answer as JSON."""
+    return _encoder.encode(answer)
+
+
+def decoded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
+    """A request out of JSON. Raises Refused: 400 for what is no JSON, 422 for JSON that is no such request."""
+    if kind not in _decoders:
+        _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        found: T = _decoders[kind].decode(body)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `")
+        field = place.rstrip("`").removeprefix("$").lstrip(".") or None
+        raise Refused(422, "invalid", f"{message}.", field) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        text = str(error)
+        if "surrogate" in text or "utf-8" in text.lower():
+            raise Refused(422, "invalid_text", "The body holds text that is no UTF-8. Send UTF-8.") from None
+        raise Refused(400, "invalid_json", f"The body is no JSON: {text}.") from None
+    except RecursionError:
+        raise Refused(400, "invalid_json", "The body is nested too deeply. Send a request as documented.") from None
+    _refuse_duplicates(bytes(body))
+    return found
+
+
+def _refuse_duplicates(body: bytes) -> None:
+    """Two readers of one body could take different ones of two keys; so neither is taken."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in pairs}) < len(pairs):
+            names = [key for key, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise Refused(400, "duplicate_key", f"The key {twice!r} is there twice. Send it once.", twice)
+
+    json.loads(body, object_pairs_hook=unique)

@@ -1,0 +1,165 @@
+"""From what is known of people to what models read: a Stream of the events still to be read and of one asked about.
+
+Events that come late have to find the session they belong to still open, so a session is folded into the long-term
+state only when no event within the allowed lateness can change it: the next one began longer ago than that.
+
+Legend: U users, E events of all of them, S size of the long-term state.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Online", "Reader"]
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hiertcn.catalog import Catalog
+from hiertcn.crowd import Crowd
+from hiertcn.impressions import MOST as MOST_SHOWN
+from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
+from hiertcn.states import UserState
+from hiertcn.streams import Ints, Stream
+
+Rows = npt.NDArray[np.int32]
+
+
+class Reader(Protocol):
+    """A trained model, for people rather than parts of a log. Its computations may be torch's or another's."""
+
+    reads_impressions: bool
+
+    def zero_state(self, users: int) -> npt.NDArray[Any]:
+        """[users, S]: the state of a person before the first session."""
+
+    def fold(self, stream: Stream, initial: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[U, S]: the states after each user's finished sessions, from `initial` [U, S]."""
+
+    def queries(self, stream: Stream, initial: npt.NDArray[Any], crowd: Crowd | None) -> npt.NDArray[Any]:
+        """[T, Q]: the queries of the positions asked for."""
+
+
+class _Settled(NamedTuple):
+    """So many of the events to be read no late one can change; `next`: when the one after them was."""
+
+    events: int
+    next: int
+
+
+class Online:
+    """session_gap, longest: when a session is over, as of `sessionize`; lateness: seconds"""
+
+    def __init__(self, reader: Reader, catalog: Catalog, session_gap: float, longest: int, lateness: float) -> None:
+        self._reader, self._catalog = reader, catalog
+        self._gap, self._longest, self._lateness = session_gap, longest, round(lateness * SECOND)
+        self._rows = np.arange(catalog.size + 1)
+
+    def rows(self, items: Sequence[str]) -> Rows:
+        """int32 [len(items)]: the rows of items, 0 of those outside the catalog."""
+        return np.fromiter(map(self._catalog.row, items), dtype=np.int32, count=len(items))
+
+    def kept_of(self, item: str, shown: Sequence[str]) -> tuple[str, ...]:
+        """The first of the items shown that a model reads beside the one picked; none where it reads none."""
+        if not self._reader.reads_impressions:
+            return ()
+        known = [other for other in dict.fromkeys(shown) if other != item and self._catalog.row(other)]
+        return tuple(known[:MOST_SHOWN])
+
+    def asked(self, states: Sequence[UserState], moments: Ints, keys: Ints | None = None) -> Stream:
+        """The events of users that are still to be read, and one asked for at `moments` [U] microseconds, on row 0.
+
+        keys: [E], the sessions of those events, of which each user's last one still runs; None: by the rule
+        """
+        counts = np.array([state.unread for state in states], dtype=np.int64)
+        ends = np.cumsum(counts)
+        known = [time for state in states for time in state.times[state.read :]]
+        items = self.rows([item for state in states for item in state.items[state.read :]])
+        times = np.insert(np.array(known, dtype=np.int64), ends, moments)
+        if keys is not None:
+            keys = np.insert(keys, ends, keys[np.maximum(ends - 1, 0)])
+        begins = np.concatenate([[0], np.cumsum(counts + 1)])
+        asked = begins[1:] - 1
+        parts = np.zeros(len(times), dtype=np.uint8)
+        parts[asked] = PARTS.index("test")
+        offsets = sessionize(begins, times, self._gap, self._longest, keys)
+        shown, shown_offsets = self._shown(states, asked, len(times))
+        whole = Sessions(
+            np.insert(items, ends, 0), times, parts, offsets, np.searchsorted(offsets, begins), shown, shown_offsets
+        )
+        stream = Stream.of(whole, self._rows, "test", self._gap, self._longest)
+        return self._after_what_was_read(stream, states, times[begins[:-1]])
+
+    def _shown(self, states: Sequence[UserState], asked: Ints, events: int) -> tuple[Rows, Ints | None]:
+        if not any(state.shown for state in states):
+            return np.empty(0, dtype=np.int32), None
+        lists = [beside for state in states for beside in (state.shown or [()] * state.unread)]
+        counts = np.zeros(events, dtype=np.int64)
+        counts[np.delete(np.arange(events), asked)] = [len(beside) for beside in lists]
+        return self.rows([item for beside in lists for item in beside]), np.concatenate([[0], np.cumsum(counts)])
+
+    def _after_what_was_read(self, stream: Stream, states: Sequence[UserState], begun: Ints) -> Stream:
+        """The gaps from what was read to each user's first session; `begun` [U]: when that began."""
+        read = np.flatnonzero([state.previous_end is not None for state in states])
+        if not len(read):
+            return stream
+        end = np.array([states[user].previous_end for user in read], dtype=np.int64)
+        first = stream.user_offsets[read]
+        place = stream.session_offsets[first]
+        seen, gaps = stream.seen.copy(), stream.gaps.copy()
+        # It began because the one before was full; see Stream.of.
+        goes_on = ~begins_session(end, begun[read], self._gap) & (seen[place] == begun[read] / SECOND)
+        gaps[first] = np.where(goes_on, 0.0, seen[place] - end / SECOND)
+        seen[place] = np.where(goes_on, end / SECOND, seen[place])
+        return replace(stream, seen=seen, gaps=gaps)
+
+    def initial(self, states: Sequence[UserState]) -> npt.NDArray[Any]:
+        """[U, S]: a copy of the long-term states."""
+        initial = self._reader.zero_state(len(states))
+        for user, state in enumerate(states):
+            if state.long_term is not None:
+                initial[user] = state.long_term
+        return initial
+
+    def folded(self, states: Sequence[UserState]) -> list[UserState]:
+        """The states when the long-term ones have read all sessions that no late event can change."""
+        found = {user: settled for user, state in enumerate(states) if (settled := self._settled(state)) is not None}
+        if not found:
+            return list(states)
+        parts = [_first(states[user], settled.events) for user, settled in found.items()]
+        stream = self.asked(parts, np.array([settled.next for settled in found.values()]))
+        after = self._reader.fold(stream, self.initial(parts))
+        out = list(states)
+        for part, long_term, (user, settled) in zip(parts, after, found.items(), strict=True):
+            out[user] = states[user].after(settled.events, long_term, self._end(part))
+        return out
+
+    def _settled(self, state: UserState) -> _Settled | None:
+        if not state.unread or state.times[state.read] >= state.times[-1] - self._lateness:
+            return None
+        times = np.array(state.times[state.read :])
+        begins = sessionize(np.array([0, len(times)]), times, self._gap, self._longest)[1:-1]
+        over = begins[times[begins] < times[-1] - self._lateness]
+        return _Settled(int(over[-1]), int(times[over[-1]])) if len(over) else None
+
+    def _end(self, part: UserState) -> int | None:
+        """Microseconds: the last event of the latest session with a known item."""
+        times, known = np.array(part.times), self.rows(part.items) > 0
+        offsets = sessionize(np.array([0, len(times)]), times, self._gap, self._longest)
+        holding = np.flatnonzero(np.add.reduceat(known, offsets[:-1]))
+        return int(times[offsets[holding[-1] + 1] - 1]) if len(holding) else part.previous_end
+
+
+def _first(state: UserState, count: int) -> UserState:
+    """As if the first `count` of the events to be read were all."""
+    events = slice(state.read, state.read + count)
+    return replace(
+        state,
+        items=state.items[events],
+        times=state.times[events],
+        marks=state.marks[events],
+        shown=state.shown[:count],
+        unread=count,
+    )

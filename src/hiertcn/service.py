@@ -1,0 +1,123 @@
+"""Requests of many people, answered together: a bounded queue, and one thread that takes what waits as one batch.
+
+A batch is one transaction of the store and one pass of the model, so what a request costs falls as more come. An answer
+is given when its event is stored.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Overloaded", "Service", "Work"]
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from hiertcn.door import Ask, Event
+from hiertcn.recommender import Recommendation, Recommender
+from hiertcn.states import Status
+
+TOGETHER = 64
+WAITING = 512
+
+
+class Overloaded(Exception):
+    """So much waits that this would come too late."""
+
+
+@dataclass(eq=False)
+class Work:
+    """Events to take in, then what to ask; and what came of it, by the recommender that did it."""
+
+    events: Sequence[Event] = ()
+    ask: Ask | None = None
+    statuses: Sequence[Status] = ()
+    found: list[Recommendation] = field(default_factory=list)
+    by: Recommender | None = None
+    failed: Exception | None = None
+    done: asyncio.Future[None] | None = None
+
+
+class Service:
+    """Of the recommender that is current when a batch begins. A context manager that ends its thread."""
+
+    def __init__(self, recommender: Recommender, waiting: int = WAITING) -> None:
+        self.recommender = recommender
+        self._most, self._queue = waiting, deque[Work]()
+        self._wake, self._closing = threading.Condition(), False
+        self.beat = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are not begun."""
+        return len(self._queue)
+
+    async def do(self, work: Work) -> Work:
+        """The work when it is done. Raises Overloaded if too much waits, and what it failed with."""
+        loop = asyncio.get_running_loop()
+        work.done = loop.create_future()
+        with self._wake:
+            if len(self._queue) >= self._most or self._closing:
+                raise Overloaded
+            self._queue.append(work)
+            self._wake.notify()
+        await work.done
+        if work.failed is not None:
+            raise work.failed
+        return work
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End when all that waits is done."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and not self._closing:
+                    self.beat = time.monotonic()
+                    self._wake.wait(1.0)
+                if not self._queue:
+                    return
+                batch = [self._queue.popleft() for _ in range(min(TOGETHER, len(self._queue)))]
+            self.beat = time.monotonic()
+            self._follow(batch)
+            # One call for a whole batch: each wakes the loop.
+            batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
+
+    def _follow(self, batch: Sequence[Work]) -> None:
+        recommender = self.recommender
+        try:
+            events = [event for work in batch for event in work.events]
+            statuses = iter(recommender.observe_many(events))
+            for work in batch:
+                work.statuses = [next(statuses) for _ in work.events]
+                work.by = recommender
+            asking = [work for work in batch if work.ask is not None]
+            found = recommender.recommend_many([work.ask for work in asking if work.ask is not None])
+            for work, best in zip(asking, found, strict=True):
+                work.found = best
+        except Exception as error:
+            for work in batch:
+                work.failed = error
+
+
+def _tell(batch: Sequence[Work]) -> None:
+    for work in batch:
+        # Who asked may have gone.
+        if work.done is not None and not work.done.done():
+            work.done.set_result(None)

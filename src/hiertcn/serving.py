@@ -1,0 +1,106 @@
+"""A server on a socket: uvicorn, with an end to what clients may hold up."""
+
+from __future__ import annotations
+
+__all__ = ["check_bind", "serve"]
+
+import asyncio
+import ipaddress
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from hiertcn.errors import InputError
+from hiertcn.server import SLOW, Server
+
+CONNECTIONS = 4096
+# Of a stop: load balancers see that it is not ready, then what is under way may end.
+GRACE, ENDING = 0.5, 7
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP whose requests have to state themselves within some seconds."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._wait()
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._deadline = self.loop.call_later(SLOW, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+class _Process(uvicorn.Server):
+    """The first signal ends readiness at once and the server after a grace; the second one ends it now."""
+
+    def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._server, self._started = server, started
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self._server.ready:
+            super().handle_exit(sig, frame)
+            self.force_exit = True
+            return
+        self._server.ready = False
+        asyncio.get_running_loop().call_later(GRACE, super().handle_exit, sig, frame)
+
+
+def check_bind(host: str, keys: bool, openly: bool) -> None:
+    """Raises InputError for an address that others can reach, where everybody could do everything."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not (loopback or keys or openly):
+        raise InputError(
+            f"{host[:80]} can be reached from elsewhere, and there are no keys, so anybody could do anything. Give "
+            "--keys FILE (see `hiertcn key`), or bind 127.0.0.1, or choose --open if that is meant."
+        )
+
+
+def serve(server: Server, host: str, port: int, started: Callable[[], None]) -> None:
+    """Answer until a signal comes. What was acknowledged is stored; what is under way has some seconds to end."""
+    config = uvicorn.Config(
+        server.app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=ENDING,
+    )
+    _Process(config, server, started).run()

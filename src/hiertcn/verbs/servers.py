@@ -1,0 +1,47 @@
+"""Verbs around a server: serve, key."""
+
+from __future__ import annotations
+
+__all__ = ["key", "serve"]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hiertcn.errors import InputError
+from hiertcn.verbs.flags import RunFolder, say
+
+
+def serve(
+    run: RunFolder,
+    state: Annotated[str, typer.Option(help="memory:, sqlite:///FILE or redis://HOST.")] = "sqlite:///states.db",
+    host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    keys: Annotated[Path | None, typer.Option(help="A TOML file of API keys, see `hiertcn key`.")] = None,
+    openly: Annotated[bool, typer.Option("--open", help="Bind any address without keys.")] = False,
+) -> None:
+    """Recommend over HTTP: take in events, keep every user's state, answer with the next items."""
+    from hiertcn.keys import Keys
+    from hiertcn.recommender import Recommender
+    from hiertcn.server import Server
+    from hiertcn.service import Service
+    from hiertcn.serving import check_bind
+    from hiertcn.serving import serve as serve_on
+
+    known = Keys.read(keys) if keys else Keys()
+    check_bind(host, len(known) > 0, openly)
+    with Recommender.load(run, state) as recommender, Service(recommender) as service:
+        server = Server(service, known)
+        serve_on(server, host, port, lambda: say(f"http://{host}:{port} serves {run}"))
+
+
+def key(role: Annotated[str, typer.Option(help="read, write or admin.")] = "write") -> None:
+    """Make an API key, and the line that lets a server know it."""
+    from hiertcn.keys import ROLES, new_key
+
+    if role not in ROLES:
+        raise InputError(f"--role is {role[:80]!r}; expected {', '.join(ROLES)}.")
+    made, digest = new_key()
+    typer.echo(made)
+    say(f'Keep it; it is stored nowhere. In the file for --keys: {role} = ["{digest}"]')
