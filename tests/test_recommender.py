@@ -20,7 +20,8 @@ from hiertcn.histories import history_in_cache
 from hiertcn.models import CONFIGS
 from hiertcn.preparation import prepare
 from hiertcn.ranking import rank, ranking_batches
-from hiertcn.recommender import Recommendation, Recommender
+from hiertcn.recommender import Recommendation, Recommender, store_key
+from hiertcn.states import Update
 from hiertcn.streams import known_rows
 from people import FULL, GAP, KINDS, START, assert_alike, catalog_of, five_items, run_of
 
@@ -274,7 +275,7 @@ def test_a_state_is_read_by_the_model_that_wrote_it_only(tmp_path: Path, other: 
     rec = Recommender.load(run_of(tmp_path / "a", config, catalog_of("abcde")))
     rec.observe("u", "a", START)
     if other == "damage":
-        rec.states.update("u", lambda value: (value or b"")[:-1])
+        rec.states.update([store_key("u")], lambda found: Update([(found[0] or b"")[:-1]]))
     else:
         if other == "model":
             config = CONFIGS["hiertcn"](**{**config.model_dump(), "gap_decay": "none"})

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import sqlite3
-import subprocess
-import sys
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from hiertcn.errors import ArtifactError, InputError, StorageError
-from hiertcn.states import SQLiteStates, StateStore, UserState, open_states
+from hiertcn.errors import ArtifactError, InputError
+from hiertcn.states import StateStore, Update, UserState, open_states
+from stores import STORES, log, one, opened, put, raising
 
 MINE, OTHER = b"8 bytes!", b"8 others"
-STORES: dict[str, Callable[[Path], str]] = {
-    "memory": lambda folder: "memory:",
-    "sqlite": lambda folder: f"sqlite:///{folder / 'states.db'}",
-}
-
-
-def put(store: StateStore, user: str, value: bytes) -> None:
-    store.update(user, lambda _: value)
+BIG = bytes(range(256)) * 4000
 
 
 class TestStateStore:
@@ -36,77 +28,233 @@ class TestStateStore:
 
     @pytest.fixture(params=STORES)
     def store(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StateStore]:
-        with open_states(STORES[request.param](tmp_path)) as store:
+        with opened(request.param, request, tmp_path) as store:
             yield store
 
-    def test_an_unknown_user_has_nothing(self, store: StateStore) -> None:
-        assert store.get("u") is None
-        store.delete("u")
-        assert store.get("u") is None
+    def test_an_unknown_key_has_nothing(self, store: StateStore) -> None:
+        assert store.get([b"u", b"v"]) == [None, None]
+        store.delete([b"u"])
+        store.forget(b"u")
+        assert one(store, b"u") is None
+        assert store.get([]) == []
 
-    def test_update_sees_what_was_stored_and_returns_what_is(self, store: StateStore) -> None:
-        found: list[bytes | None] = []
+    def test_an_update_sees_what_was_stored(self, store: StateStore) -> None:
+        seen: list[list[bytes | None]] = []
 
-        def grown(value: bytes | None) -> bytes:
-            found.append(value)
-            return (value or b"") + b"\0x"
+        def grown(found: list[bytes | None]) -> Update:
+            seen.append(found)
+            return Update([(value or b"") + b"\0x" for value in found])
 
-        assert store.update("u", grown) == b"\0x"
-        assert store.update("u", grown) == b"\0x\0x"
-        assert found == [None, b"\0x"]
-        assert store.get("u") == b"\0x\0x"
+        store.update([b"u"], grown)
+        store.update([b"v", b"u"], grown)
+        assert seen == [[None], [None, b"\0x"]]
+        assert store.get([b"u", b"v", b"u"]) == [b"\0x\0x", b"\0x", b"\0x\0x"]
 
-    def test_users_are_apart(self, store: StateStore) -> None:
-        users = ["u", "U", "u ", "ü", "u\u0308", "1", "01", "'; DROP TABLE states; --", "%", "日本", "🙂", "a" * 5000]
-        for user in users:
-            put(store, user, user.encode())
-        store.delete("U")
-        assert [store.get(user) for user in users] == [None if user == "U" else user.encode() for user in users]
+    def test_many_keys_in_one_update(self, store: StateStore) -> None:
+        keys = [b"%d" % n for n in range(1000)]
+        store.update(keys, lambda found: Update(list(keys)))
+        store.update(
+            keys[::-1], lambda found: Update([None if value == b"7" else b"-" + (value or b"") for value in found])
+        )
+        assert store.get(keys) == marked
 
-    @pytest.mark.parametrize("value", [b"", b"\0", bytes(range(256)) * 4000], ids=["empty", "nul", "1 MB"])
+    def test_keys_are_apart(self, store: StateStore) -> None:
+        keys = [
+            b"u",
+            b"U",
+            b"u ",
+            b"\0",
+            b"\0\0",
+            b"\xff",
+            b"1",
+            b"01",
+            b"'; --",
+            b"%",
+            b"*",
+            b"[u]",
+            b":",
+            bytes(16),
+            b"k" * 64,
+        ]
+        for key in keys:
+            put(store, key, b"of " + key)
+        store.delete([b"U", b"\0"])
+        assert store.get(keys) == [None if key in (b"U", b"\0") else b"of " + key for key in keys]
+
+    @pytest.mark.parametrize("value", [b"", b"\0", b"8 bytes!", BIG], ids=["empty", "nul", "short", "1 MB"])
     def test_any_bytes_come_back(self, store: StateStore, value: bytes) -> None:
-        put(store, "u", value)
-        assert store.get("u") == value
+        store.update([b"u"], lambda _: Update([value], [value]))
+        store.put("name", value)
+        assert (one(store, b"u"), store.value("name")) == (value, value)
+        assert store.journal(0) == [(1, value)]
+        assert list(store.scan()) == [(b"u", value)]
+        store.update([b"u"], lambda found: Update([b"same" if found == [value] else b"other"]))
+        assert one(store, b"u") == b"same"
+
+    @pytest.mark.parametrize("bad", [b"", b"k" * 65, "u", 1, None, bytearray(b"u")], ids=repr)
+    def test_a_key_that_can_be_none_is_refused(self, store: StateStore, bad: Any) -> None:
+        for call in (lambda: store.get([bad]), lambda: store.forget(bad), lambda: put(store, bad, b"")):
+            with pytest.raises(InputError, match="expected 1 to 64 bytes"):
+                call()
+
+    def test_a_key_stands_once_in_an_update(self, store: StateStore) -> None:
+        with pytest.raises(InputError, match="1 of them distinct"):
+            store.update([b"u", b"u"], lambda found: Update(found))
+        store.delete([b"u", b"u"])
 
     def test_a_failed_update_changes_nothing(self, store: StateStore) -> None:
-        put(store, "u", b"before")
+        store.update([b"u"], lambda _: Update([b"before"], [b"first"]))
+        for keys in ([b"u"], [b"v", b"u"]):
+            with pytest.raises(ZeroDivisionError):
+                store.update(keys, raising(ZeroDivisionError()))
+        assert store.get([b"u", b"v"]) == [b"before", None]
+        store.update([b"u"], lambda _: Update([b"after"], [b"second"]))
+        assert [entry for _, entry in store.journal(0)] == [b"first", b"second"]
 
-        def fail(_: bytes | None) -> bytes:
-            raise InputError("no")
+    @pytest.mark.parametrize(
+        "bad", [([],), ([b"", b""],), (["text"],), ([1],), ([b""], [None]), ([b""], ["x"])], ids=repr
+    )
+    def test_an_update_that_gives_nonsense_changes_nothing(self, store: StateStore, bad: Any) -> None:
+        put(store, b"u", b"before")
+        with pytest.raises(InputError, match="An update gave"):
+            store.update([b"u"], lambda _: Update(*bad))
+        assert (one(store, b"u"), store.journal(0)) == (b"before", [])
 
-        for user in ("u", "v"):
-            with pytest.raises(InputError, match="no"):
-                store.update(user, fail)
-        assert (store.get("u"), store.get("v")) == (b"before", None)
-        put(store, "u", b"after")
-        assert store.get("u") == b"after"
+    def test_a_deleted_key_begins_anew(self, store: StateStore) -> None:
+        seen: list[list[bytes | None]] = []
+        for way in (store.forget, lambda key: store.delete([key]), lambda key: put(store, key, None)):
+            store.update([b"u", b"v"], lambda found: Update([b"before", seen.append(found) or b"kept"]))
+            way(b"u")
+            assert store.get([b"u", b"v"]) == [None, b"kept"]
+        assert seen == [[None, None], [None, b"kept"], [None, b"kept"]]
 
-    def test_a_deleted_user_begins_anew(self, store: StateStore) -> None:
-        put(store, "u", b"before")
-        store.delete("u")
-        assert store.get("u") is None
-        assert store.update("u", lambda value: b"new" if value is None else b"old") == b"new"
+    def test_the_journal_is_in_order_and_behind_a_position(self, store: StateStore) -> None:
+        assert store.journal(0) == []
+        for n in range(4):
+            store.update([b"u"], lambda _, n=n: Update([b""], [b"%d" % n, b"%d'" % n]))
+        entries = store.journal(0)
+        assert [entry for _, entry in entries] == [b"0", b"0'", b"1", b"1'", b"2", b"2'", b"3", b"3'"]
+        positions = [position for position, _ in entries]
+        assert positions == sorted(set(positions))
+        assert positions[0] > 0
+        for at, position in enumerate(positions):
+            assert store.journal(position) == entries[at + 1 :]
+            assert store.journal(position, 2) == entries[at + 1 : at + 3]
+        assert store.journal(2**53 - 1) == store.journal(0, 0) == []
+
+    def test_a_position_of_the_journal_is_never_used_twice(self, store: StateStore) -> None:
+        log(store, b"a", b"b", b"c")
+        (_, _), (second, _), (third, _) = store.journal(0)
+        store.trim(second)
+        assert store.journal(0) == [(third, b"c")]
+        store.trim(0)
+        store.trim(third)
+        store.trim(third)
+        assert store.journal(0) == []
+        log(store, b"d")
+        ((fourth, entry),) = store.journal(0)
+        assert (fourth > third, entry) == (True, b"d")
+        assert store.journal(third) == store.journal(second) == [(fourth, b"d")]
+        store.trim(2**53 - 1)
+        assert store.journal(0) == []
+
+    @pytest.mark.parametrize("bad", [-1, 1.0, "1", None, True, 2**53])
+    def test_a_position_that_can_be_none_is_refused(self, store: StateStore, bad: Any) -> None:
+        for call in (store.journal, store.trim):
+            with pytest.raises(InputError, match="no position"):
+                call(bad)
+
+    @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, 5_000_001])
+    def test_a_named_value_is_replaced_whole(self, store: StateStore, size: int) -> None:
+        assert store.value("crowd") is None
+        for byte in (b"a", b"b"):
+            store.put("crowd", byte * size)
+            store.put("other", byte)
+            assert store.value("crowd") == byte * size
+        assert (store.value("other"), store.value("Crowd")) == (b"b", None)
+        assert list(store.scan()) == []
+
+    def test_a_named_value_is_never_read_half_replaced(self, store: StateStore) -> None:
+        ended = threading.Event()
+
+        def write(byte: bytes) -> None:
+            for _ in range(4):
+                store.put("crowd", byte * 2_500_000)
+
+        def read() -> set[bytes]:
+            seen = set()
+            while not ended.is_set():
+                seen.add(bytes(set(store.value("crowd") or b"")))
+            return seen
+
+        with ThreadPoolExecutor(3) as threads:
+            reader = threads.submit(read)
+            list(threads.map(write, (b"a", b"b")))
+            ended.set()
+        assert reader.result() <= {b"", b"a", b"b"}
+        assert len(store.value("crowd") or b"") == 2_500_000
+
+    @pytest.mark.parametrize("bad", ["", "a b", "ü", "n" * 65, "a:b", "a\n", b"a", None])
+    def test_a_name_that_can_be_none_is_refused(self, store: StateStore, bad: Any) -> None:
+        for call in (lambda: store.put(bad, b""), lambda: store.value(bad)):
+            with pytest.raises(InputError, match="can't name a stored value"):
+                call()
+
+    def test_a_scan_gives_all_while_others_write(self, store: StateStore) -> None:
+        kept = {b"k%d" % n: b"v%d" % n for n in range(1500)}
+        store.update(list(kept), lambda _: Update(list(kept.values())))
+        found: list[tuple[bytes, bytes]] = []
+        for pair in store.scan():
+            found.append(pair)
+            if len(found) % 100 == 1:
+                put(store, b"new%d" % len(found), b"new")
+                store.forget(b"new%d" % len(found))
+        assert {key: value for key, value in found if key in kept} == kept
+        assert dict(store.scan()) == kept
 
     def test_no_update_is_lost_between_threads(self, store: StateStore) -> None:
         def count(number: int) -> None:
-            store.update(f"u{number % 3}", lambda value: str(int(value or b"0") + 1).encode())
+            entry = b"%d" % number
+            store.update([b"u"], lambda found: Update([b"%d" % (int(found[0] or b"0") + 1)], [entry]))
+
+        with ThreadPoolExecutor(32) as threads:
+            list(threads.map(count, range(128)))
+        assert one(store, b"u") == b"128"
+        assert sorted(int(entry) for _, entry in store.journal(0)) == list(range(128))
+
+    def test_updates_of_overlapping_keys_are_whole(self, store: StateStore) -> None:
+        keys = [b"a", b"b", b"c"]
+
+        def move(number: int) -> None:
+            pair = [keys[number % 3], keys[(number + 1 + number // 3 % 2) % 3]]
+            store.update(
+                pair, lambda found: Update([b"%d" % (int(found[0] or 0) - 1), b"%d" % (int(found[1] or 0) + 1)])
+            )
 
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(count, range(300)))
-        assert [store.get(f"u{k}") for k in range(3)] == [b"100"] * 3
+            list(threads.map(move, range(60)))
+        assert sum(int(value or 0) for value in store.get(keys)) == 0
+
+    def test_it_says_what_it_is(self, store: StateStore) -> None:
+        facts = store.facts()
+        assert {"kind", "durability"} <= set(facts)
+        assert all(isinstance(value, str) and value and "\n" not in value for value in facts.values())
 
     def test_closing_twice_does_nothing(self, store: StateStore) -> None:
         store.close()
         store.close()
 
 
-@pytest.mark.parametrize(
-    "url", ["", "memory", "redis://localhost", "sqlite:states.db", "sqlite:///", "SQLITE:///a", "/a"]
-)
+@pytest.mark.parametrize("url", ["", "sqlite:states.db", "sqlite:///", "SQLITE:///a", "/a", "redis:/a", "memory:a"])
 def test_an_unknown_store_names_the_known_ones(url: str) -> None:
-    with pytest.raises(InputError, match="memory: or sqlite:///FILE") as caught:
+    with pytest.raises(InputError, match="memory:, sqlite:///FILE, redis://HOST:PORT/DB or rediss") as caught:
         open_states(url)
     assert len(str(caught.value)) < 300
+
+
+def test_an_unknown_durability_names_the_known_ones() -> None:
+    with pytest.raises(InputError, match="expected 'fsync' or 'os'"):
+        open_states("memory:", "none")  # type: ignore[arg-type]
 
 
 def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,108 +262,7 @@ def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     open_states("sqlite:///mine.db").close()
     open_states(f"sqlite:///{tmp_path}/absolute.db").close()
     assert {path.name for path in tmp_path.iterdir()} == {"mine.db", "absolute.db"}
-
-
-class TestSQLite:
-    def test_another_process_of_the_same_file_finds_it(self, tmp_path: Path) -> None:
-        path = tmp_path / "states.db"
-        with SQLiteStates(path) as store:
-            put(store, "u", b"value")
-        with SQLiteStates(path) as store:
-            assert store.get("u") == b"value"
-        assert [file.name for file in tmp_path.iterdir()] == ["states.db"]
-
-    def test_an_acknowledged_update_survives_a_kill(self, tmp_path: Path) -> None:
-        path = tmp_path / "states.db"
-        program = (
-            "import os, signal, sys; from hiertcn.states import SQLiteStates; store = SQLiteStates(sys.argv[1])\n"
-            "for n in range(50): store.update(f'u{n}', lambda _: b'value')\n"
-            "os.kill(os.getpid(), signal.SIGKILL)"
-        )
-        ended = subprocess.run([sys.executable, "-c", program, str(path)], check=False)
-        assert ended.returncode == -signal.SIGKILL
-        with SQLiteStates(path) as store:
-            assert [store.get(f"u{n}") for n in range(50)] == [b"value"] * 50
-
-    def test_only_one_store_has_the_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "states.db"
-        with SQLiteStates(path) as store:
-            with pytest.raises(StorageError, match="locked"):
-                SQLiteStates(path)
-            put(store, "u", b"value")
-            assert store.get("u") == b"value"
-        SQLiteStates(path).close()
-
-    def test_a_full_disk_is_a_clean_error_and_loses_nothing(self, tmp_path: Path) -> None:
-        path = tmp_path / "states.db"
-        with SQLiteStates(path) as store:
-            put(store, "u", b"value")
-        program = (
-            "import resource, signal, sys\n"
-            "from hiertcn.states import SQLiteStates; from hiertcn.errors import StorageError\n"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))\n"
-            "with SQLiteStates(sys.argv[1]) as store:\n"
-            "    try: store.update('u', lambda _: bytes(200_000))\n"
-            "    except StorageError as error: print(error)\n"
-            "    assert store.get('u') == b'value'; store.update('v', lambda _: b'small')"
-        )
-        ended = subprocess.run([sys.executable, "-c", program, str(path)], check=True, capture_output=True, text=True)
-        assert "states.db can't be used" in ended.stdout
-        with SQLiteStates(path) as store:
-            assert (store.get("u"), store.get("v")) == (b"value", b"small")
-
-    def test_nothing_is_left_of_a_deleted_user(self, tmp_path: Path) -> None:
-        with SQLiteStates(tmp_path / "states.db") as store:
-            for n in range(40):
-                put(store, f"other{n}", b"kept" * 50)
-                put(store, "the-user", b"private" * (n + 1))
-            store.delete("the-user")
-            for file in tmp_path.iterdir():
-                assert b"the-user" not in file.read_bytes()
-                assert b"private" not in file.read_bytes()
-            assert store.get("other39") == b"kept" * 50
-
-    @pytest.mark.parametrize("kind", ["text", "short", "database", "version"])
-    def test_a_foreign_file_is_refused_and_left_alone(self, tmp_path: Path, kind: str) -> None:
-        path = tmp_path / "theirs"
-        if kind in ("text", "short"):
-            path.write_bytes(b"user,item,time\n" * (20 if kind == "text" else 1))
-        elif kind == "version":
-            SQLiteStates(path).close()
-        if kind in ("database", "version"):
-            with sqlite3.connect(path) as connection:
-                connection.execute("CREATE TABLE theirs (a)")
-                if kind == "version":
-                    connection.execute("PRAGMA user_version = 99")
-            connection.close()
-        before = path.read_bytes()
-        with pytest.raises(ArtifactError, match="no store of states"):
-            SQLiteStates(path)
-        assert path.read_bytes() == before
-        assert list(tmp_path.iterdir()) == [path]
-
-    def test_an_empty_file_becomes_a_store(self, tmp_path: Path) -> None:
-        path = tmp_path / "states.db"
-        path.touch()
-        with SQLiteStates(path) as store:
-            put(store, "u", b"value")
-        with SQLiteStates(path) as store:
-            assert store.get("u") == b"value"
-
-    def test_a_damaged_file_is_told(self, tmp_path: Path) -> None:
-        path = tmp_path / "states.db"
-        with SQLiteStates(path) as store:
-            for n in range(200):
-                put(store, f"u{n}", b"value" * 50)
-        whole = path.read_bytes()
-        path.write_bytes(whole[:100] + b"\xff" * (len(whole) - 100))
-        with pytest.raises(ArtifactError, match="damaged"), SQLiteStates(path) as store:
-            store.get("u1")
-
-    @pytest.mark.parametrize("place", ["", "missing/states.db"])
-    def test_a_place_that_cannot_be_written_is_told(self, tmp_path: Path, place: str) -> None:
-        with pytest.raises(StorageError, match="can't be used"):
-            SQLiteStates(tmp_path / place)
+    open_states("memory").close()
 
 
 def some_rows(most: int, least: int = 0) -> st.SearchStrategy[np.ndarray]:

@@ -7,7 +7,7 @@ on no item at the moment asked about, become a Stream and a SessionBatch as in e
 
 from __future__ import annotations
 
-__all__ = ["Recommendation", "Recommender"]
+__all__ = ["Recommendation", "Recommender", "store_key"]
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ from hiertcn.impressions import MOST as MOST_SHOWN
 from hiertcn.models import VectorModel
 from hiertcn.ragged import SessionBatch
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
-from hiertcn.states import StateStore, UserState, open_states
+from hiertcn.states import StateStore, Update, UserState, open_states
 from hiertcn.states.state import DIGEST
 from hiertcn.streams import Ints, Stream
 from hiertcn.wholes import whole_batch
@@ -47,6 +47,11 @@ class Recommendation(NamedTuple):
     score: float
     title: str | None
     source: str
+
+
+def store_key(user: Id) -> bytes:
+    """[16]: what stands for a user in a store of states, which never holds an id. Raises InputError for a bad id."""
+    return hashlib.blake2b(checked_id(user, "user").encode(), digest_size=16).digest()
 
 
 class Recommender:
@@ -68,7 +73,7 @@ class Recommender:
 
     @classmethod
     def load(cls, run: str | Path | Run, states: str | StateStore = "memory:", crowd: Crowd | None = None) -> Self:
-        """The model of the directory `run`, with the store `states` ("memory:", "sqlite:///FILE", or an open one).
+        """The model of the directory `run`, with the store `states` (a URL of `open_states`, or an open one).
 
         crowd: for a model that reads it, what everybody picked lately; None: as of the end of its log, all parts of it.
                What is observed is added; it is kept in memory, not in the store
@@ -98,15 +103,15 @@ class Recommender:
 
         Raises InputError for an id or a time that can't be one, and for a time before the user's last event.
         """
-        key, row, at = checked_id(user, "user"), self._row(item), microseconds(time)
+        key, row, at = store_key(user), self._row(item), microseconds(time)
         skipped = self._skipped(row, shown)
         states = []
 
-        def after(stored: bytes | None) -> bytes:
-            states.append(self._after(self._state(stored), row, at, skipped))
-            return states[-1].to_bytes(self._digest)
+        def after(stored: list[bytes | None]) -> Update:
+            states.append(self._after(self._state(stored[0]), row, at, skipped))
+            return Update([states[-1].to_bytes(self._digest)])
 
-        self.states.update(key, after)
+        self.states.update([key], after)
         if self._crowd is not None:
             before = states[-1].items[:-1]
             known = before[before > 0]
@@ -170,12 +175,13 @@ class Recommender:
         return found
 
     def delete(self, user: Id) -> None:
-        """Forget all events of a user."""
-        self.states.delete(checked_id(user, "user"))
+        """Forget all events of a user; nothing of them stays in the store's files."""
+        self.states.forget(store_key(user))
 
     def _asked(self, user: Id, time: Time | None) -> tuple[UserState, int]:
         """The state of a user, and the moment asked about: that of the last event where none is given."""
-        state = self._state(self.states.get(checked_id(user, "user")))
+        (stored,) = self.states.get([store_key(user)])
+        state = self._state(stored)
         last = int(state.times[-1]) if len(state.times) else 0
         return state, last if time is None else _not_before(state, microseconds(time))
 
