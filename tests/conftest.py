@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from logs import make_log
+from stores import RedisServer
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,13 @@ def workshop() -> Iterator[None]:
             patch.setattr(module, "Workshop", KeptWorkshop)
         yield
     KeptWorkshop.leave()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that syncs each write, for all tests that break nothing."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ FLOORS = {
           embedding pinsage features averaging memorising""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door""",
-    3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
+    3: """cache notices artifact manifest preparation states states.erasure states.memory states.promises
+          states.protocol states.redis states.schema states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
           models.low models.max_item models.memory models.moving_average models.outline models.popularity
           models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var
@@ -41,8 +42,9 @@ WITHOUT_TORCH = [
     *("itemlist", "events", "options", "metrics", "streams", "states"),
 ]
 ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
-# Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
-LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", ""}
+# Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used;
+# a store of states of an extra by those who open one.
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", "states", ""}
 
 
 def name_of(path: Path) -> str:

@@ -4,7 +4,7 @@ HiertcnError                 exit code 1
 ├── InputError               2  a log, a flag, a config or a value is not acceptable
 ├── ArtifactError            3  a cache or a model directory is damaged, foreign or of another version
 ├── TrainingError            4  training can't go on (a loss that is not finite)
-├── StorageError             5  the disk refused a write
+├── StorageError             5  the disk, or a store of states, refused
 └── Stopped                130  a person or the system asked to stop; what was done is saved
 
 The text of an error is one paragraph: what was found, what was expected, what to do.
@@ -43,7 +43,7 @@ class TrainingError(HiertcnError):
 
 
 class StorageError(HiertcnError):
-    """The disk refused a write."""
+    """The disk refused a write, or a store of states can't be used now."""
 
     exit_code = 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "Durability",
     "MemoryStates",
     "Pick",
     "SQLiteStates",
@@ -14,26 +15,43 @@ __all__ = [
     "open_states",
 ]
 
+from collections.abc import Callable
+from typing import get_args
+
 from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import shown
 from hiertcn.states.memory import MemoryStates
-from hiertcn.states.protocol import StateStore, Update
+from hiertcn.states.protocol import Durability, StateStore, Update
 from hiertcn.states.sqlite import SQLiteStates
 from hiertcn.states.state import Pick, Status, UserState, mark_of
 
+_FORMS = {"memory": "memory:", "sqlite": "sqlite:///FILE", "redis": "redis://HOST:PORT/DB", "rediss": "rediss://…"}
 
-def open_states(url: str) -> StateStore:
-    """The store at `url`: "memory:", or "sqlite:///FILE" (three slashes, then a path; a fourth begins an absolute one).
 
-    Raises InputError for any other, and what SQLiteStates raises.
+def open_states(
+    url: str, durability: Durability = "fsync", say: Callable[[str], None] = lambda line: None
+) -> StateStore:
+    """The store at `url`: "memory:", "sqlite:///FILE" (three slashes, then a path; a fourth begins an absolute one), or
+    "redis://HOST:PORT/DB", "rediss://…" with TLS, as RedisStates says.
+
+    durability: what an acknowledged update survives: "fsync" a power cut, "os" a kill, and a power cut a second later
+    say:        is told warnings, a line each
+
+    Raises InputError for any other, what SQLiteStates and RedisStates raise, and ModuleNotFoundError for a Redis
+    without the package `redis`.
     """
-    if url == "memory:":
+    if durability not in get_args(Durability):
+        raise InputError(f"The durability is {shown(durability)}; expected 'fsync' or 'os'. Give one of these.")
+    if url in ("memory:", "memory"):
         return MemoryStates()
     path = url.removeprefix("sqlite:///")
     if path and path != url:
-        return SQLiteStates(path)
-    forms = {"memory": "memory:", "sqlite": "sqlite:///FILE"}
+        return SQLiteStates(path, durability)
+    if url.startswith(("redis://", "rediss://")):
+        from hiertcn.states.redis import RedisStates
+
+        return RedisStates(url, durability, say)
     raise InputError(
-        f"{shown(url)} is no store of states{nearest(url.partition(':')[0], forms)}; expected "
-        f"{' or '.join(forms.values())}. Give one of these."
+        f"{shown(url)} is no store of states{nearest(url.partition(':')[0], _FORMS)}; expected "
+        f"{', '.join(list(_FORMS.values())[:-1])} or {_FORMS['rediss']}. Give one of these."
     )
