@@ -10,6 +10,7 @@ from benchmarks import (
     item_to_item,
     losses,
     preparation,
+    states,
     training_speed,
     vector_memory,
     vector_speed,
@@ -31,6 +32,7 @@ if __name__ == "__main__":
                 "item_to_item": item_to_item.run,
                 "cold_items": cold_items.run,
                 "ablation": ablation.run,
+                "states": states.run,
             },
             sys.argv[1:],
         )

@@ -256,3 +256,24 @@ def test_a_path_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     open_states(f"sqlite:///{tmp_path}/absolute.db").close()
     assert {path.name for path in tmp_path.iterdir()} == {"mine.db", "absolute.db"}
     open_states("memory").close()
+
+
+TAILS = [
+    "?prefix=",
+    "?prefix=a*",
+    "?prefix=a%0Ab",
+    "?deadline=0",
+    "?deadline=soon",
+    "?deadline=1e9",
+    "/one",
+    "?prefx=a",
+]
+
+
+@pytest.mark.parametrize("tail", [*TAILS, "?a", "?decode_responses=1", "?ssl_keyfile=a"])
+def test_a_url_of_redis_that_can_be_none_is_refused(tail: str) -> None:
+    pytest.importorskip("redis", reason="the package redis is not installed")
+    with pytest.raises(InputError, match=r"expected|Expected"):
+        open_states(f"redis://127.0.0.1:1{tail}")
+    with pytest.raises(InputError, match="can't be read"):
+        open_states("redis://127.0.0.1:port")
