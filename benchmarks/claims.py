@@ -34,7 +34,7 @@ MODELS = (
 BESIDE = "trending"
 SPLITS = ("last", "users")
 BUDGET = {"trials": 3, "epochs": 5, "patience": 2}
-# Of the items at Pinterest, of the state of `strong` (two layers of 128, and 50 rows), and of the flat TCN's six layers.
+# Of the items at Pinterest, of the state of `strong` (two layers of 128; 50 rows), of the six layers of the flat TCN.
 DIM, STATE, SEEN = 512, 306, receptive_field(5, 6)
 FLOAT = 4
 ROWS, BATCHES = 32, 40
