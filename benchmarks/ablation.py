@@ -73,9 +73,14 @@ def run() -> None:
     base = _evaluated(Idea("strong", True), plain)
     found = {idea: _evaluated(idea, plain) for idea in IDEAS}
     effects = {idea.name: _effect(one, base, idea.has) for idea, one in found.items()}
-    columns = ["idea", *(f"its effect on {metric}" for metric in METRICS), "in `strong`"]
+    columns = ["idea", *(f"its effect on {metric}" for metric in METRICS), "it", "in `strong`"]
     rows = [
-        [idea.name, *(signed(**effects[idea.name][metric]) for metric in METRICS), "kept" if idea.has else "dropped"]
+        [
+            idea.name,
+            *(signed(**effects[idea.name][metric]) for metric in METRICS),
+            _told(effects[idea.name]["mrr"]["interval"]),
+            "kept" if idea.has else "dropped",
+        ]
         for idea in IDEAS
     ]
     figures = {
@@ -98,10 +103,16 @@ def run() -> None:
         f"Written by `make bench ARGS=ablation`; the machine: {described}.",
         table(columns, rows),
         *notes,
-        "Not tried: learned start tokens, AGG by attention, and how long a page was read, which few logs have and "
-        "which is not known in time.",
+        "Not tried: learned start tokens; AGG by attention, by the last item, or weighted by recency; a gate between "
+        "repeating and exploring, whose place boosts of the last items take; how long a page was read, which few logs "
+        "have and which is not known in time.",
     ]
     write_text(PAGE, "\n\n".join(page) + "\n")
+
+
+def _told(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return "helps" if low > 0 else "hurts" if high < 0 else "may do either"
 
 
 def _evaluated(idea: Idea, plain: Cache) -> Evaluation:

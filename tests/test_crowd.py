@@ -102,7 +102,8 @@ def test_of_more_items_those_that_weigh_most_are_kept() -> None:
 
 
 def test_a_long_time_overflows_nothing() -> None:
-    short = Crowd.of(Horizons((0.01,)), 2, np.array([1, 2]), np.zeros(2, np.int64), np.array([60.0, START]))
+    times = np.array([60.0, START, START])
+    short = Crowd.of(Horizons((0.01,)), 2, np.array([1, 2, 2]), np.zeros(3, np.int64), times)
     found = dense(*short.at(np.array([90.0, 130.0, START + 80.0]), np.zeros(3, np.int64)), 2)[:, 0]
     assert found[0].tolist() == [0, 0, 0]
     assert found[1, 1] == pytest.approx(np.exp(-10 / 36))
@@ -142,6 +143,34 @@ def test_being_asked_about_tomorrow_does_not_stop_the_clock() -> None:
             one.observe(1 + minute, START + 60.0 * minute, 0)
     assert np.flatnonzero(told(hears, START + 400, 0)[0]).tolist() == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(told(asked, START + 400, 0), told(hears, START + 400, 0))
+
+
+YEARS = 1e8
+
+
+@pytest.mark.parametrize("way", ["observed", "read", "of a log of thousands"])
+def test_a_wrong_clock_makes_nobody_deaf(way: str) -> None:
+    many = [(1 + n % 3, 0, START + 60.0 * n / 100) for n in range(3000 if way == "of a log of thousands" else 5)]
+    stray = [(4, 0, START + YEARS)] * (2 if way == "of a log of thousands" else 1)
+    if way == "observed":
+        one = crowd(many)
+        one.observe(*stray[0][::2], 0)
+    else:
+        one = Crowd.restored(HORIZONS, CATALOG, crowd(many + stray).state())
+    end = many[-1][2]
+    for minute in range(1, 5):
+        one.observe(5, end + 60.0 * minute, 0)
+    found = told(one, end + 400, 0)
+    assert found[0, 5] > 1
+    # It counts as of the end of the others.
+    assert 0 < found[1, 4] < 2
+
+
+def test_after_a_long_pause_the_clock_goes_on() -> None:
+    one = crowd([(1, 0, START)])
+    for minute in range(3):
+        one.observe(2 + minute, START + YEARS + 60.0 * minute, 0)
+    assert np.flatnonzero(told(one, START + YEARS + 200, 0)[0] > 1e-3).tolist() == [2, 3, 4]
 
 
 def test_an_item_that_is_newer_than_the_catalog_is_heard() -> None:

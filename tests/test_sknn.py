@@ -1,4 +1,4 @@
-"""Nearest neighbours and rules: against slow loops over sessions, written from the papers."""
+"""Nearest neighbours and rules: against slow loops over sessions, and neighbourhoods worked by hand from the papers."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def slow(config: SKNNConfig, log_: list[list[int]], running: list[int], before: 
     """The scores of items 1…ITEMS, one session at a time."""
     width, ends = config.window, ends_of(log_)
     running, before = running[-width:], before[-width:]
-    lacking = max(config.extend - len(running), 0)
+    lacking = max(config.extend - len(running), 0) if running else width
     current = (before[-lacking:] if lacking else []) + running
     length = len(current)
     weight: dict[int, float] = {}
     for place, item in enumerate(current):
         back = length - 1 - place
         weight[item] = exp(-back / config.item_decay) if config.variant == "stan" else (length - back) / length
-    looked = {item: [k for k in range(len(log_) - 1, -1, -1) if item in log_[k]][: config.sample] for item in weight}
+    looked = [k for k in range(len(log_) - 1, -1, -1) if weight.keys() & set(log_[k])][: config.sample]
     near = {}
     for k, session in enumerate(log_):
-        common = [item for item in weight if k in looked[item]]
-        if common:
+        common = [item for item in weight if item in session]
+        if k in looked:
             near[k] = sum(weight[item] for item in common)
             if config.variant == "stan":
                 near[k] /= (len(weight) * len(set(session))) ** 0.5
-                near[k] *= exp(-(NOW - ends[k]) / config.age_decay)
+                near[k] *= exp((ends[k] - ends[max(looked)]) / config.age_decay)
     scores = np.zeros(ITEMS + 1)
     for k in sorted(near, key=lambda k: (-near[k], k))[: config.neighbours]:
         session = log_[k]
@@ -81,9 +81,9 @@ def slow(config: SKNNConfig, log_: list[list[int]], running: list[int], before: 
             if config.variant == "stan":
                 vote = exp(-abs(at - latest[1]) / config.vote_decay)
             else:
-                vote = max(1 - 0.1 * (length - 1 - latest[0]), 0)
-            held = sum(item in other for other in log_)
-            scores[item] += near[k] * vote * log(len(log_) / held + 1) ** config.idf
+                vote = max(1 - 0.1 * (length - latest[0]), 0)
+            events = sum(other.count(item) for other in log_)
+            scores[item] += near[k] * vote * (1 + config.idf * log(len(log_) / events))
     own: dict[int, float] = {}
     for at, item in enumerate(padded(before, width) + padded(running, width)):
         if item:
@@ -112,12 +112,51 @@ def test_scores_are_those_of_a_slow_loop(
     np.testing.assert_allclose(found, slow(config, log_, running, before), atol=1e-9)
 
 
+WORKED = [[1, 2, 3], [1, 4], [5, 6]]
+# Running: 1, 2, which weigh 1/2 and 1. The first session holds both, its last common item is the latest one, a step
+# away; the second holds the earlier one alone, two steps away.
+VOTES = np.array([1.5 * 0.9 + 0.5 * 0.8, 1.5 * 0.9, 1.5 * 0.9, 0.5 * 0.8, 0, 0, 0])
+
+
 def test_a_neighbourhood_worked_by_hand() -> None:
-    """Running: 1, 2. The first session holds both, the second the earlier one only."""
-    model = remembering(SKNNConfig(window=3), [[1, 2, 3], [1, 4], [5, 6]])
-    # Items weigh 1/2 and 1; the last common item is the latest in the one session, the one before it in the other.
-    expected = [1.5 + 0.5 * 0.9, 1.5, 1.5, 0.5 * 0.9, 0, 0, 0]
-    np.testing.assert_allclose(model.score(asked([1, 2], [], 3))[0].numpy(), expected)
+    """Of V-SKNN; item 1 has two events in three sessions, the others one each."""
+    model = remembering(SKNNConfig(window=3), WORKED)
+    np.testing.assert_allclose(model.score(asked([1, 2], [], 3))[0].numpy(), VOTES)
+    rare = remembering(SKNNConfig(window=3, idf=2.0), WORKED)
+    rarity = 1 + 2 * np.log([3 / 2, 3, 3, 3, 3, 3, 3])
+    np.testing.assert_allclose(rare.score(asked([1, 2], [], 3))[0].numpy(), VOTES * rarity)
+
+
+def test_the_weights_of_stan_worked_by_hand() -> None:
+    """Items weigh e^-1 and 1, sessions by their age and size, votes by the distance from the last common item."""
+    model = remembering(SKNNConfig(window=3, variant="stan", item_decay=1.0, vote_decay=2.0, age_decay=7200.0), WORKED)
+    first = (1 + exp(-1)) / (2 * 3) ** 0.5 * exp(-0.5)
+    second = exp(-1) / (2 * 2) ** 0.5
+    expected = [first * exp(-0.5) + second, first, first * exp(-0.5), second * exp(-0.5), 0, 0, 0]
+    found = model.score(asked([1, 2], [], 3))[0].numpy()
+    np.testing.assert_allclose(found, expected)
+
+
+def test_sessions_of_long_ago_are_as_near_as_one_another() -> None:
+    query = asked([1, 2], [], 3)
+    query[0, 0] += 3e9
+    config = SKNNConfig(window=3, variant="stan", age_decay=3600.0)
+    late, now = (remembering(config, WORKED).score(one)[0] for one in (query, asked([1, 2], [], 3)))
+    torch.testing.assert_close(late, now)
+    assert late.max() > 0.1
+
+
+def test_where_a_session_begins_what_came_before_is_compared() -> None:
+    model = remembering(SKNNConfig(window=3), WORKED)
+    torch.testing.assert_close(model.score(asked([], [1, 2], 3)), model.score(asked([1, 2], [], 3)))
+    torch.testing.assert_close(model.score(asked([1, 2], [5], 3)), model.score(asked([1, 2], [], 3)))
+    assert not model.score(asked([], [], 3)).any()
+
+
+def test_the_latest_sessions_of_any_item_are_looked_at() -> None:
+    """The last session holds an item of the window, and is the only one looked at."""
+    model = remembering(SKNNConfig(window=3, sample=1), [[1, 2, 3], [2, 5], [1, 4]])
+    assert np.flatnonzero(model.score(asked([1, 2], [], 3))[0].numpy()).tolist() == [0, 3]
 
 
 @settings(max_examples=60, deadline=None)

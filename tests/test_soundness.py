@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +124,34 @@ def test_a_leak_that_is_too_weak_for_chance_is_flagged(cache: Cache) -> None:
     assert found.difference[1] < 0
     assert not found.same_queries
     assert found.leaks
+
+
+class Punctual(Popularity):
+    """Makes something of what it knows of time."""
+
+    def encode(self, batch: SessionBatch, long_term: Tensor) -> Tensor:
+        return (batch.seen % 60).unsqueeze(1)
+
+    def score(self, queries: Tensor) -> Tensor:
+        return self.train_events[1:] + queries
+
+
+def test_a_model_that_knows_when_its_target_was_picked_is_flagged(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of the event itself in place of the one before it, which items cannot show."""
+    model = leaky(Punctual, "popularity", cache)
+    assert not check_soundness(model, cache.catalog, cache).leaks
+
+    def told(times: Any, place: Any, known: Any, lengths: Any, first: Any) -> Any:
+        seen = np.zeros(int(lengths.sum()))
+        seen[place] = times
+        return seen
+
+    monkeypatch.setattr("hiertcn.streams._seen", told)
+    found = check_soundness(model, cache.catalog, cache)
+    assert found.leaks
+    assert not found.same_queries
 
 
 def test_a_leak_that_was_trained_is_flagged(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

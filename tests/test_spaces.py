@@ -72,6 +72,13 @@ def test_a_proposal_depends_on_what_was_tried_and_the_seed_alone(tmp_path: Path)
     assert space_of(tmp_path, WHOLE).propose(tried, seed=6) != found[-1]
 
 
+def test_models_whose_spaces_are_alike_try_other_settings(tmp_path: Path) -> None:
+    space, tried = space_of(tmp_path, WHOLE), [Tried(BASE, 0.1)]
+    found = [str(space.propose(tried, 5, name)) for name in ("gru", "hrnn", "hier_gru", "gru")]
+    assert found[0] == found[3]
+    assert len(set(found)) == 3
+
+
 def test_nothing_is_tried_twice(tmp_path: Path) -> None:
     space = space_of(tmp_path, '[model]\ngap_decay = ["none", "fixed"]\nclock = [true, false]\n')
     tried = [Tried(BASE, 0.1)]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from hiertcn.cache import Cache
 from hiertcn.evaluation import Evaluation
 from hiertcn.metrics import Table, difference
-from hiertcn.models import HierTCNConfig
+from hiertcn.models import HierTCNConfig, ModelConfig
 from hiertcn.tuning import Study
 
 CURVE = 100
@@ -98,7 +98,7 @@ class Comparison:
     def baseline(self) -> Compared | None:
         """The best baseline; None if there is none."""
         others = [model for model in self.models if model.name != self.names[0] and not model.leaks]
-        foreign = [model for model in others if not isinstance(model.study.settings[0], HierTCNConfig)]
+        foreign = [model for model in others if not _is_hiertcn(model.study.settings[0])]
         return max(foreign or others, key=lambda model: model.evaluation.table.event["mrr"], default=None)
 
     def difference(self, ours: Compared, theirs: Compared) -> Table:
@@ -178,6 +178,11 @@ class Comparison:
                 )
             )
         return "\n".join(lines)
+
+
+def _is_hiertcn(config: ModelConfig) -> bool:
+    # With another low level it is one of the paper's baselines.
+    return isinstance(config, HierTCNConfig) and config.low == "tcn"
 
 
 _OF_TRIAL = ("number", "chosen", "metric", "budget", "value", "validation", "history", "failed", "spent")

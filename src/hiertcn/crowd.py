@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.follows import Follows
-from hiertcn.trends import MOST, PERIOD, Floats, Ints, Trends
+from hiertcn.trends import MOST, PERIOD, Floats, Ints, Trends, reined
 
 _STATE = {"weights": ("float64", 2), "begin": ("int64", 0)}
 _STATE |= {"items": ("int64", 1), "picked": ("int64", 1), "times": ("float64", 1)}
@@ -50,7 +50,7 @@ class Crowd:
     def of(cls, horizons: Horizons, catalog: int, items: Ints, before: Ints, times: Floats) -> Self:
         """Of events on item rows `items` [E], 0 for none of the catalog, at `times` [E] seconds, in any order; `before`
         [E]: the row picked before each in its session, 0 for none."""
-        crowd = cls(horizons, catalog)
+        crowd, times = cls(horizons, catalog), reined(times)
         paired = (before > 0) & (items > 0)
         if horizons.trends:
             crowd._trends = Trends.of(horizons.trends, catalog, items, times)

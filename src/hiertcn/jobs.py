@@ -40,6 +40,7 @@ from hiertcn.models import CONFIGS, Model, ModelConfig, build, remembers, resolv
 from hiertcn.progress import Clock
 from hiertcn.settings import TrainConfig
 from hiertcn.soundness import check_soundness
+from hiertcn.streams import crowd_of, known_rows
 from hiertcn.training import train
 
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
@@ -105,11 +106,17 @@ def _test(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "ranks": listed(Path(job["ranks"])),
         "parameters": sum(p.numel() for p in learned),
-        "model_bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        "model_bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()) + _heard(cache, model),
         "state_bytes": model.state_size * model.state_dtype.itemsize,
         "milliseconds_per_event": 1000 * seconds / len(ranks.events),
         "soundness": {**asdict(sound), "leaks": sound.leaks},
     }
+
+
+def _heard(cache: Cache, model: Model) -> int:
+    """Bytes of what a model hears of everybody, as a run holds it."""
+    crowd = crowd_of(cache, "test", known_rows(cache.catalog), model.horizons)
+    return 0 if crowd is None else sum(array.nbytes for array in crowd.state().values())
 
 
 def _built(cache: Cache, config: ModelConfig) -> Model:

@@ -4,7 +4,8 @@ The items of the test events are permuted among these events, in what models rea
 Then nothing is left to be known of an event but how frequent each item is, so no sound model ranks the targets better
 than the best constant ranking, the items in the order of their frequency among these very targets. A model that is
 given its target, by the batch or by an input that is one step late, stays far above. So that weak leaks are found, too,
-some batches are asked again with other targets, and with other items where nothing follows: queries have to stay. Ours.
+some batches are asked again with other targets, and with other items and times where nothing follows: queries have to
+stay. Ours.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ __all__ = ["Permuted", "Soundness", "best_constant", "check_soundness"]
 
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ from hiertcn.evaluation import evaluate_model
 from hiertcn.metrics import difference, measure
 from hiertcn.models import Model
 from hiertcn.ranking import ranking_batches
-from hiertcn.sessions import PARTS, Sessions
+from hiertcn.sessions import PARTS, SECOND, Sessions
 from hiertcn.streams import crowd_of, known_rows
 
 Ints = npt.NDArray[np.int64]
@@ -37,15 +39,15 @@ _CLOSE = 1e-4
 Estimate = tuple[float, float, float]
 
 
-class _PermutedShard(Shard):
-    def __init__(self, shard: Shard, items: npt.NDArray[np.int32]) -> None:
+class _OtherShard(Shard):
+    def __init__(self, shard: Shard, **columns: npt.NDArray[Any]) -> None:
         self._table = shard._table
-        self._items = items
+        self._columns: dict[str, Any] = columns
 
     @property
     def sessions(self) -> Sessions:
-        """Those of the shard, with other items."""
-        return replace(super().sessions, items=self._items)
+        """Those of the shard, with other columns."""
+        return replace(super().sessions, **self._columns)
 
 
 class Permuted(Cache):
@@ -64,7 +66,25 @@ class Permuted(Cache):
         shard = super().shard(index)
         items = shard.sessions.items.copy()
         items[shard.sessions.parts == self._index] = self._drawn[index]
-        return _PermutedShard(shard, items)
+        return _OtherShard(shard, items=items)
+
+
+class _Later(Cache):
+    """A cache in which each user's last event is later, but in the same session, unless it begins one."""
+
+    def __init__(self, cache: Cache) -> None:
+        super().__init__(cache.path)
+        self._of = cache
+
+    def shard(self, index: int) -> Shard:
+        shard = self._of.shard(index)
+        sessions = shard.sessions
+        times, ends = sessions.times.copy(), sessions.event_offsets[1:]
+        last = ends[np.diff(sessions.event_offsets) > 0] - 1
+        last = np.setdiff1d(last, sessions.session_offsets)
+        latest = times[last - 1] + round(self.manifest.session_gap * SECOND)
+        times[last] += np.maximum(latest - times[last], 0) // 2
+        return _OtherShard(shard, items=sessions.items, times=times)
 
 
 @dataclass(frozen=True)
@@ -115,14 +135,18 @@ def check_soundness(model: Model, catalog: Catalog, cache: Cache, seed: int = 0,
 @torch.inference_mode()
 def _same_queries(model: Model, cache: Cache, part: str, rows: Ints, seed: int) -> bool:
     """Whether the queries of the first batches stay when what may not be known there is another: targets and what was
-    shown beside them, permuted (states stay, too); the item at each user's last position, which nothing follows."""
-    batches = ranking_batches(cache, part, rows, crowd=crowd_of(cache, part, rows, model.horizons))
+    shown beside them, permuted (states stay, too); each user's last event, which nothing follows: its time within the
+    session, and the item at its position."""
+    crowd = crowd_of(cache, part, rows, model.horizons)
+    batches, moved = (ranking_batches(one, part, rows, crowd=crowd) for one in (cache, _Later(cache)))
     model.eval()
     carried, random = model.zero_state(batches.rows), np.random.default_rng(seed)
-    for batch in islice(batches, LOOKS):
+    for batch, later in islice(zip(batches, moved, strict=True), LOOKS):
         batch = batch.to(carried.device)
         initial = batch.initial(carried)
         queries, after = model(batch, initial)
+        if not _close(queries[batch.positions], model(later.to(carried.device), initial)[0][batch.positions]):
+            return False
         order = torch.from_numpy(random.permutation(len(batch.targets))).to(carried.device)
         told = replace(batch, targets=batch.targets[order], shown=batch.shown[order])
         again, state = model(told, initial)

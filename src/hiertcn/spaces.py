@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from zlib import crc32
 
 import numpy as np
 import optuna
@@ -131,15 +132,17 @@ class Space:
             type(train)(**{**train.model_dump(), **_of_table(chosen, "train")}),
         )
 
-    def propose(self, tried: Sequence[Tried], seed: int) -> dict[str, Any] | None:
-        """What to try after `tried`: what TPE samples under `seed` and their number alone, so that a study that is gone
-        on with proposes what one without a break does. None if nothing new is found.
+    def propose(self, tried: Sequence[Tried], seed: int, name: str = "") -> dict[str, Any] | None:
+        """What to try after `tried`: what TPE samples under `seed`, `name` and their number alone, so that a study that
+        is gone on with proposes what one without a break does. None if nothing new is found.
+
+        name: of the model, so that models whose spaces are alike do not all try the same.
 
         Bergstra et al., 2011; the sampler is Optuna's.
         """
         known = [one.settings for one in tried]
         for attempt in range(20):
-            draw = np.random.SeedSequence([seed, len(tried), attempt]).generate_state(1)
+            draw = np.random.SeedSequence([seed, len(tried), attempt, crc32(name.encode())]).generate_state(1)
             chosen = self._sample(tried, int(draw[0]))
             try:
                 if self.settings(chosen) not in known:

@@ -9,7 +9,7 @@ Legend: E events, B snapshots, H horizons, K items of a horizon, N moments, n it
 
 from __future__ import annotations
 
-__all__ = ["MOST", "PERIOD", "Trends"]
+__all__ = ["MOST", "PERIOD", "Trends", "reined"]
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -26,7 +26,17 @@ PERIOD = 60.0
 MOST = 64
 """Items of a horizon."""
 _RANGE = 300.0
+_WEEK = 7 * 86_400
 _KEPT = 60
+
+
+def reined(times: Floats) -> Floats:
+    """`times` [E] seconds; of the few events, one in a thousand at most, that come more than a week after all others,
+    the end of these: a wrong clock is to make nobody deaf to what is picked until then."""
+    ordered = np.sort(times)
+    few = max(1, len(times) // 1000)
+    far = np.flatnonzero(np.diff(ordered[-few - 1 :]) > _WEEK)
+    return np.minimum(times, ordered[-few - 1 :][far[0]]) if len(far) else times
 
 
 class Trends:
@@ -42,6 +52,8 @@ class Trends:
         # The period that runs, and its picks.
         self._period = 0
         self._picked: list[int] = []
+        # A pick far ahead of the others, and its period.
+        self._held: tuple[int, int] | None = None
         # Whether there were snapshots before the first that is kept; it stands for them.
         self._forgot = False
         self._keep(np.zeros(0, dtype=np.int64))
@@ -77,10 +89,19 @@ class Trends:
         return self._weights * np.exp((self._origin - begin) * PERIOD / self._seconds)[:, None], begin
 
     def observe(self, row: int, time: float) -> None:
-        """Take in one more pick, on item row `row`. One that comes late counts as of the period that runs."""
-        self._go_to(int(time // PERIOD))
-        if row:
-            self._picked.append(row)
+        """Take in one more pick, on item row `row`. One that comes late counts as of the period that runs; so does one
+        more than a week ahead, unless the next one is, too."""
+        period, held = int(time // PERIOD), self._held
+        if self._period and (period - self._period) * PERIOD > _WEEK:
+            self._held = (row, period)
+            if held is None or abs(period - held[1]) * PERIOD > _WEEK:
+                return
+            self._go_to(min(held[1], period))
+        self._held = None
+        for one in (row,) if held is None else (held[0], row):
+            self._go_to(period)
+            if one:
+                self._picked.append(one)
 
     def at(self, moments: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """int32 [N, H, K] item rows, 0 for none, and float32 [N, H, K], their weights, as known at `moments` [N]

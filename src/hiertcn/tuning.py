@@ -137,7 +137,8 @@ def study_of(cache: Cache, contender: Contender, trials: int, out: Path, shown: 
         shown.trial(number, trials)
         trial = read_result(_file(out, number))
         if trial is None:
-            chosen = {} if number == 0 else contender.space.propose(_tried(study), contender.settings[1].seed)
+            seed = contender.settings[1].seed
+            chosen = {} if number == 0 else contender.space.propose(_tried(study), seed, contender.name)
             if chosen is None:
                 shown.say(f"{contender.name}: nothing is left to try after {number} trials")
                 break

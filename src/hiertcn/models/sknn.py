@@ -34,14 +34,15 @@ class SKNNConfig(Config):
 
     window:     last items of the running session that are compared
     neighbours: sessions that vote, the nearest
-    sample:     latest sessions of each item that are looked at
+    sample:     sessions that are looked at, the latest that hold any of these items
     variant:    "vsknn": items weigh by their place in the window, votes by how late the last common item is in it;
                 "stan": items, votes and sessions decay exponentially, by `item_decay` places, `vote_decay` places and
                 `age_decay` seconds
     extend:     items that the window is filled up to with those before the session (VSKNN_EBR: extend)
     remind:     weight of the person's own last items among the scores (VSKNN_EBR: remind)
-    idf:        power of log(sessions / sessions of the item) that votes are multiplied by
+    idf:        weight of log(sessions / events on the item), by which votes grow
 
+    Where a session begins, the items before it are compared instead (ours; elsewhere nothing is asked there).
     People are not known by name, so the sessions of one are not boosted (VSKNN_EBR: boost).
     """
 
@@ -88,7 +89,11 @@ class SKNN(Windowed, MemoryModel):
         target, session, near = self._near(window, weights)
         if config.variant == "stan":
             lengths = (weights > 0).sum(1)[target] * memory.distinct[session]
-            near = near / np.sqrt(lengths) * np.exp(-np.abs(now[target] - memory.ends[session]) / config.age_decay)
+            age = np.abs(now[target] - memory.ends[session])
+            # From that of the nearest in time on, since what is a factor for all could be too small for a number.
+            nearest = np.full(len(now), np.inf)
+            np.minimum.at(nearest, target, age)
+            near = near / np.sqrt(lengths) * np.exp((nearest[target] - age) / config.age_decay)
         kept = _largest(target, near, config.neighbours)
         scores = self._votes(window, target[kept], session[kept], near[kept])
         if config.remind:
@@ -109,7 +114,7 @@ class SKNN(Windowed, MemoryModel):
         return found
 
     def _near(self, window: Ints, weights: Floats) -> tuple[Ints, Ints, Floats]:
-        """[P] targets, [P] sessions and [P] the sum of the weights of their common items."""
+        """[P] targets, [P] sessions, both ascending, and [P] the sum of the weights of their common items."""
         memory = self.memory
         target, place = np.nonzero(weights)
         item = window[target, place]
@@ -119,14 +124,16 @@ class SKNN(Windowed, MemoryModel):
         found, index = np.unique(codes, return_inverse=True)
         sums = np.bincount(index, np.repeat(weights[target, place], ends - begins), minlength=len(found))
         target, session = np.divmod(found, max(len(memory.ends), 1))
-        return target.astype(np.int64), session.astype(np.int64), sums.astype(np.float64)
+        # The latest that hold any are among the latest that hold each.
+        kept = np.sort(_largest(target, memory.ends[session], self.config.sample))
+        return target[kept].astype(np.int64), session[kept].astype(np.int64), sums[kept].astype(np.float64)
 
     def _votes(self, window: Ints, target: Ints, session: Ints, near: Floats) -> Floats:
         """[T, n + 1]: what the sessions of pairs vote for; each item of one by the weight of its pair."""
         config, memory, size = self.config, self.memory, self.items_in_catalog + 1
         begins, ends = memory.offsets[session], memory.offsets[session + 1]
-        events, pair = ranges(begins, ends), np.repeat(np.arange(len(session)), ends - begins)
-        item, place = memory.items[events], events - begins[pair]
+        places, pair = ranges(begins, ends), np.repeat(np.arange(len(session)), ends - begins)
+        item, place = memory.items[places], places - begins[pair]
         # 1 … W where an item stands in the window, the latest place of it; 0 elsewhere.
         stands = np.zeros((len(window), size), dtype=np.int64)
         at, column = np.nonzero(window)
@@ -139,11 +146,12 @@ class SKNN(Windowed, MemoryModel):
         if config.variant == "stan":
             vote = np.exp(-np.abs(place - common_place[pair]) / config.vote_decay)
         else:
-            vote = np.maximum(1 - 0.1 * (window.shape[1] - common), 0)[pair]
+            vote = np.maximum(1 - 0.1 * (window.shape[1] - common + 1), 0)[pair]
         weights = near[pair] * vote
         if config.idf:
-            held = np.diff(memory.of_item)
-            weights = weights * np.log(len(memory.ends) / np.maximum(held, 1) + 1)[item] ** config.idf
+            events = np.bincount(memory.items, minlength=size)
+            rarity = np.log(len(memory.ends) / np.maximum(events, 1))
+            weights = weights * (1 + config.idf * rarity[item])
         # An item that a session holds twice has one vote.
         codes = pair * size + item
         _, first = np.unique(codes, return_index=True)
@@ -153,8 +161,10 @@ class SKNN(Windowed, MemoryModel):
 
 
 def _extended(running: Ints, before: Ints, upto: int) -> Ints:
-    """[T, 2 W]: the items before the session, as many as the window lacks to `upto`, then its own."""
-    lacking = np.maximum(upto - (running > 0).sum(1, keepdims=True), 0)
+    """[T, 2 W]: the items before the session, as many as the window lacks to `upto`, all where it is empty; then its
+    own."""
+    length = (running > 0).sum(1, keepdims=True)
+    lacking = np.where(length > 0, np.maximum(upto - length, 0), before.shape[1])
     kept = np.arange(before.shape[1], 0, -1) <= lacking
     whole = np.concatenate([np.where(kept, before, 0), running], axis=1)
     # The items at the end, without holes.
