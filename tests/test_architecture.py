@@ -25,7 +25,8 @@ FLOORS = {
           embedding pinsage features averaging memorising""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door""",
-    3: """cache notices artifact manifest preparation states states.memory states.protocol states.sqlite states.state
+    3: """cache notices artifact manifest tensors catalogfile preparation states states.memory states.protocol
+          states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
           models.low models.max_item models.memory models.moving_average models.outline models.popularity
           models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 __all__ = ["Recommendation", "Recommender"]
 
-import hashlib
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +30,7 @@ from hiertcn.models import VectorModel
 from hiertcn.ragged import SessionBatch
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
 from hiertcn.states import StateStore, UserState, open_states
-from hiertcn.states.state import DIGEST
+from hiertcn.states.state import digest_of_model
 from hiertcn.streams import Ints, Stream
 from hiertcn.wholes import whole_batch
 
@@ -60,7 +58,9 @@ class Recommender:
         self._crowd, self._crowd_lock = crowd or run.crowd(), threading.Lock()
         self._model, self._catalog = run.model, run.catalog
         self._session_gap, self._longest = run.session_gap, run.max_session_events
-        self._digest = _digest(run)
+        self._digest = digest_of_model(
+            run.manifest["trained"], run.manifest["model"], run.session_gap, run.max_session_events
+        )
         self._withdrawn = run.withdrawn
         self._ids = self._catalog.ids
         self._rows = np.arange(self._catalog.size + 1)
@@ -257,13 +257,6 @@ class Recommender:
     def _row(self, item: Id) -> int:
         checked_id(item, "item")
         return self._catalog.row(item)
-
-
-def _digest(run: Run) -> bytes:
-    """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
-    stated = [run.manifest["trained"], run.manifest["model"]]
-    stated += [run.session_gap, run.max_session_events]
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:DIGEST]
 
 
 def _initial(state: UserState) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["DIGEST", "SEEN", "UserState"]
+__all__ = ["DIGEST", "SEEN", "UserState", "digest_of_model"]
 
+import hashlib
+import json
 import struct
 import zlib
 from collections.abc import Sequence
@@ -31,6 +33,12 @@ def _none() -> npt.NDArray[np.int32]:
 
 def _no_times() -> npt.NDArray[np.int64]:
     return np.empty(0, dtype=np.int64)
+
+
+def digest_of_model(trained: str, model: dict[str, Any], session_gap: float, longest: int) -> bytes:
+    """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
+    stated = json.dumps([trained, model, session_gap, longest], sort_keys=True)
+    return hashlib.sha256(stated.encode()).digest()[:DIGEST]
 
 
 @dataclass(frozen=True, eq=False)
