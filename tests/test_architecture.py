@@ -19,12 +19,12 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: "cli verbs verbs.catalogs verbs.comparisons verbs.flags verbs.logs verbs.runs",
+    6: "cli verbs verbs.catalogs verbs.comparisons verbs.exports verbs.flags verbs.logs verbs.runs",
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
-          embedding pinsage features averaging memorising""",
+          embedding pinsage features averaging memorising exporting verifying""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
-          neighbourhoods soundness door""",
+          neighbourhoods soundness door feeds exported graphs""",
     3: """cache notices artifact manifest tensors catalogfile preparation states states.memory states.protocol
           states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
@@ -39,11 +39,11 @@ FLOOR = {module: floor for floor, modules in FLOORS.items() for module in module
 # What preparing, inspecting and simulating a log consist of.
 WITHOUT_TORCH = [
     *("preparation", "inspection", "histories", "synth", "cache", "catalog", "sessions", "splits", "filters"),
-    *("itemlist", "events", "options", "metrics", "streams", "states"),
+    *("itemlist", "events", "options", "metrics", "streams", "states", "exported"),
 ]
 ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
 # Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
-LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", ""}
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.exports", "verbs.runs", ""}
 
 
 def name_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.errors import HiertcnError, InputError
 from hiertcn.quarantine import shown
-from hiertcn.verbs import catalogs, comparisons, logs, runs
+from hiertcn.verbs import catalogs, comparisons, exports, logs, runs
 from hiertcn.verbs.flags import console, say
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "scipy", "tensorboard", "matplotlib", "jinja2"), "train"),
     **dict.fromkeys(("sklearn", "torch_geometric"), "embed"),
     "optuna": "tune",
+    "onnxruntime": "serve",
+    "onnx": "export",
 }
 
 
@@ -55,6 +57,8 @@ for verb, example in (
     (comparisons.tune, "tune cache --preset small --trials 20 --out study"),
     (comparisons.compare, "compare cache --models small,hrnn,vsknn,own.toml --trials 20 --out comparison"),
     (runs.recommend, "recommend runs/a --user u1 -k 10 --exclude-seen"),
+    (exports.export, "export runs/a --out online"),
+    (exports.verify, "verify runs/a events.parquet --users 100"),
     (runs.embed_users, "embed-users runs/a cache --out users.parquet"),
 ):
     app.command(epilog=f"Example: hiertcn {example}")(verb)

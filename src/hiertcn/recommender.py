@@ -169,6 +169,16 @@ class Recommender:
         found: npt.NDArray[Any] = query[0].numpy()
         return found
 
+    @torch.inference_mode()
+    def scores(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
+        """[items]: the model's scores of the whole catalog, in the order of its rows; `time` as in `recommend`."""
+        found: npt.NDArray[Any] = self._model.score(self._query(*self._asked(user, time)))[0].numpy()
+        return found
+
+    def session(self, user: Id) -> int:
+        """How many events the running session of a user holds."""
+        return len(self._state(self.states.get(checked_id(user, "user"))).times)
+
     def delete(self, user: Id) -> None:
         """Forget all events of a user."""
         self.states.delete(checked_id(user, "user"))
