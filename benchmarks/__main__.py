@@ -9,6 +9,7 @@ from benchmarks import (
     generator,
     item_to_item,
     losses,
+    online,
     preparation,
     training_speed,
     vector_memory,
@@ -31,6 +32,7 @@ if __name__ == "__main__":
                 "item_to_item": item_to_item.run,
                 "cold_items": cold_items.run,
                 "ablation": ablation.run,
+                "online": online.run,
             },
             sys.argv[1:],
         )

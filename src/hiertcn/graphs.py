@@ -127,7 +127,7 @@ class _Strided(nn.Module):
     def __init__(self, tcn: TCN) -> None:
         super().__init__()
         self.blocks = tcn.blocks
-        self.weights = [block.weight.detach().flatten(0, 1) for block in tcn.blocks]
+        self.weights = [block.weight.detach().flatten(0, 1) for block in tcn.blocks if isinstance(block, Block)]
 
     def forward(self, hidden: Tensor, inside: Tensor) -> Tensor:
         for block, weight in zip(self.blocks, self.weights, strict=True):

@@ -26,7 +26,7 @@ from hiertcn.exported import Exported
 from hiertcn.models.hiertcn import HierTCN
 from hiertcn.recommender import Recommender
 from hiertcn.sessions import PARTS, SECOND, Sessions, sessionize
-from hiertcn.states.memory import MemoryStore
+from hiertcn.states.memory import MemoryStates
 from hiertcn.streams import Ints, Stream
 from hiertcn.wholes import whole_batch
 
@@ -91,7 +91,7 @@ def verify(run: Run, exported: Exported, events: Events, users: int | None = Non
     bounds = np.concatenate([[0], np.flatnonzero(np.diff(user)) + 1, [len(user)]])
     crowd = _crowd(run, model, rows, times, bounds)
     done = Verification()
-    with Recommender(run, MemoryStore(), crowd) as online:
+    with Recommender(run, MemoryStates(), crowd) as online:
         for begin, end in list(pairwise(bounds.tolist()))[:users]:
             _verify_one(done, run, model, exported, online, crowd, rows[begin:end], times[begin:end])
             done.users, done.events = done.users + 1, done.events + end - begin
@@ -140,7 +140,7 @@ def _verify_one(
             row = int(rows[number])
             # An id that no catalog holds: a text with an integer log's ids, or a long one.
             online.observe("one", ids[row - 1] if row else _UNKNOWN, time)
-            done.boundaries += online.session("one") - 1 != place[number]
+            done.boundaries += int(online.session("one") - 1 != place[number])
     online.delete("one")
 
 
