@@ -262,7 +262,13 @@ class Exported:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+            # The fused kernel is slower than its parts.
+            session = ort.InferenceSession(
+                path.read_bytes(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["SkipLayerNormFusion"],
+            )
         # What ONNX Runtime raises has no base of its own.
         except Exception as error:
             raise ArtifactError(f"{path} is no graph ({str(error)[:120]}). Export the model again.") from error
