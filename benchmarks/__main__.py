@@ -9,6 +9,7 @@ from benchmarks import (
     generator,
     item_to_item,
     losses,
+    online,
     preparation,
     states,
     training_speed,
@@ -33,6 +34,7 @@ if __name__ == "__main__":
                 "cold_items": cold_items.run,
                 "ablation": ablation.run,
                 "states": states.run,
+                "online": online.run,
             },
             sys.argv[1:],
         )

@@ -60,7 +60,7 @@ def filled(model: Model, seed: int = 0) -> Model:
 
 def catalog_of(ids: Sequence[str | int]) -> Catalog:
     """Items of 3 · (n − k) train events; the first and the fifth have titles."""
-    titles = ["Apple", None, None, None, "Elder"][: len(ids)]
+    titles = ["Apple", None, None, None, "Elder", *[None] * len(ids)][: len(ids)]
     return Catalog(
         pl.DataFrame(
             {

@@ -19,14 +19,16 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: "cli verbs verbs.catalogs verbs.comparisons verbs.flags verbs.logs verbs.runs",
+    6: """cli verbs verbs.catalogs verbs.comparisons verbs.exports verbs.flags verbs.logs verbs.runs verbs.servers
+          server serving""",
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
-          embedding pinsage features averaging memorising""",
+          embedding pinsage features averaging memorising exporting verifying
+          service messages keys measures""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
-          neighbourhoods soundness door""",
-    3: """cache notices artifact manifest preparation states states.erasure states.memory states.promises
-          states.protocol states.redis states.schema states.sqlite states.state
+          neighbourhoods soundness door feeds exported graphs online scoring eager""",
+    3: """cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
+          states.promises states.protocol states.redis states.schema states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
           models.low models.max_item models.memory models.moving_average models.outline models.popularity
           models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var
@@ -39,12 +41,13 @@ FLOOR = {module: floor for floor, modules in FLOORS.items() for module in module
 # What preparing, inspecting and simulating a log consist of.
 WITHOUT_TORCH = [
     *("preparation", "inspection", "histories", "synth", "cache", "catalog", "sessions", "splits", "filters"),
-    *("itemlist", "events", "options", "metrics", "streams", "states"),
+    *("itemlist", "events", "options", "metrics", "streams", "states", "exported", "recommender", "server"),
 ]
 ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
 # Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used;
-# a store of states of an extra by those who open one.
-LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", "states", ""}
+# what an extra brings by those who ask for it.
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.exports", "verbs.runs", "verbs.servers", "states"}
+LAZY |= {"recommender", ""}
 
 
 def name_of(path: Path) -> str:

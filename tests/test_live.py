@@ -14,7 +14,7 @@ from hiertcn.door import Event
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.models import CONFIGS, HierTCNConfig
 from hiertcn.recommender import LATENESS, Recommender
-from hiertcn.states import MemoryStates, UserState
+from hiertcn.states import MemoryStates, Update, UserState
 from people import FULL, GAP, KINDS, SIZES, START, assert_alike, catalog_of, run_of
 
 # Each decides something: within the session, within the lateness, at the gap and beside it, over several sessions.
@@ -51,7 +51,10 @@ def test_order_within_the_lateness_and_repetition_change_nothing(
     runs: dict[str, Run], log: list[tuple[str, str, float]], random: object, kind: str, together: int
 ) -> None:
     times = START + np.cumsum([wait for *_, wait in log])
-    events = [Event(user, item, float(time), f"e{n}") for n, ((user, item, _), time) in enumerate(zip(log, times, strict=True))]
+    events = [
+        Event(user, item, float(time), f"e{n}")
+        for n, ((user, item, _), time) in enumerate(zip(log, times, strict=True))
+    ]
     clean = Recommender.load(runs[kind])
     assert [clean.observe(*event[:3], event_id=event.event_id) for event in events] == ["applied"] * len(events)
     arriving = sorted(events, key=lambda event: event.time + random.uniform(0, LATENESS))  # type: ignore[attr-defined]
@@ -144,7 +147,7 @@ def test_a_damaged_state_is_told(runs: dict[str, Run]) -> None:
     rec = Recommender.load(runs["full"])
     rec.observe("u", "a", START)
     ((key, value),) = rec.states.scan()
-    rec.states.update([key], lambda _: ([value[:-1]], ()))  # type: ignore[arg-type, return-value]
+    rec.states.update([key], lambda _: Update([value[:-1]]))
     for call in (lambda: rec.recommend("u"), lambda: rec.observe("u", "b", START), lambda: rec.query("u")):
         with pytest.raises(ArtifactError, match="stored state"):
             call()

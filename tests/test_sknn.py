@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hiertcn.artifact import Run
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.evaluation import evaluate
-from hiertcn.manifest import write_manifest, write_tensors
+from hiertcn.manifest import write_manifest
 from hiertcn.models import ItemKNNConfig, SequentialRulesConfig, SKNNConfig, build
 from hiertcn.models.sknn import SKNN
 from hiertcn.streams import train_sessions
+from hiertcn.tensors import write_tensors
 from runs import run_of, small_cache
 
 ITEMS = 7

@@ -11,20 +11,9 @@ RUN/tensorboard/            how it went; the manifest has each epoch's figures, 
 
 from __future__ import annotations
 
-__all__ = [
-    "ListedCatalog",
-    "Run",
-    "change_run",
-    "facts_of",
-    "read_catalog",
-    "state_history",
-    "write_catalog",
-    "write_run",
-]
+__all__ = ["Run", "change_run", "facts_of", "state_history", "write_run"]
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +21,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
-import pyarrow as pa
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
@@ -41,31 +28,19 @@ from torch import Tensor
 from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
+from hiertcn.catalogfile import ListedCatalog, read_catalog, write_catalog
 from hiertcn.config import Count, Positive
 from hiertcn.crowd import Crowd
 from hiertcn.errors import ArtifactError, InputError
-from hiertcn.files import ASIDE, digest_of, written_aside
-from hiertcn.manifest import (
-    Listed,
-    checked,
-    read_manifest,
-    read_tensors,
-    write_manifest,
-    write_tensors,
-)
+from hiertcn.files import ASIDE, written_aside
+from hiertcn.manifest import Listed, checked, linked, read_manifest, write_manifest
 from hiertcn.models import CONFIGS, MemoryModel, Model, ModelConfig, VectorModel
 from hiertcn.models.items import GivenItems
 from hiertcn.models.outline import check_weights, outline
+from hiertcn.tensors import read_tensors, write_tensors
 from hiertcn.vectors import Vectors, open_vectors
 
 _NAME = "manifest.json"
-
-
-class ListedCatalog(Listed):
-    """What a manifest says of a catalog beside it."""
-
-    size: Annotated[int, Field(ge=0)]
-    fingerprint: str
 
 
 class _Named(BaseModel, strict=True):
@@ -108,7 +83,7 @@ def write_run(
         "model": {"name": config.name, **config.model_dump(mode="json")},
         "catalog": write_catalog(folder, "catalog.arrow", catalog),
         "weights": weights,
-        "vectors": None if vectors is None else _linked(vectors, folder),
+        "vectors": None if vectors is None else linked(vectors, folder, "vectors"),
         "crowd": None if crowd is None else _write_crowd(folder, crowd),
         "withdrawn": [],
         # What stored states of users depend on; it stays when items are added.
@@ -121,41 +96,6 @@ def write_run(
 
 def _write_crowd(folder: Path, crowd: Crowd) -> dict[str, Any]:
     return write_tensors(folder, "crowd", {name: torch.from_numpy(array) for name, array in crowd.state().items()})
-
-
-def write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
-    """Write a catalog to `folder`; what a manifest says of it."""
-    path = folder / name
-    with written_aside(path) as aside:
-        catalog.items.write_ipc(aside, compat_level=pl.CompatLevel.oldest())
-    return {
-        "size": catalog.size,
-        "fingerprint": catalog.fingerprint,
-        "file": name,
-        "sha256": digest_of(path),
-        "bytes": path.stat().st_size,
-    }
-
-
-def read_catalog(folder: Path, stated: dict[str, Any]) -> Catalog:
-    """The catalog that a manifest speaks of. Raises ArtifactError unless it is as stated."""
-    catalog = Catalog(_read_items(checked(folder, stated)), stated["size"])
-    if catalog.fingerprint != stated["fingerprint"]:
-        raise ArtifactError(f"{folder}: the catalog is not the one the model was trained on. Copy the directory again.")
-    return catalog
-
-
-def _linked(table: Path, folder: Path) -> dict[str, Any]:
-    """The same table in `folder`: another name of the file where the disk allows it, else a copy."""
-    digest = digest_of(table)
-    path = folder / f"vectors-{digest[:12]}.npy"
-    if not path.exists():
-        with written_aside(path) as aside:
-            try:
-                os.link(table, aside)
-            except OSError:
-                shutil.copyfile(table, aside)
-    return {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
 
 
 def facts_of(cache: Cache, train: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -193,7 +133,7 @@ def change_run(
         table = run.path / f"vectors{ASIDE}"
         with written_aside(table) as aside:
             vectors(aside)
-        manifest["vectors"] = _linked(table, run.path)
+        manifest["vectors"] = linked(table, run.path, "vectors")
         table.unlink()
         opened = open_vectors(run.path / manifest["vectors"]["file"], catalog.size + 1)
         manifest["weights"] = write_tensors(run.path, "model", weights(opened))
@@ -292,19 +232,3 @@ class Run:
         if isinstance(model, VectorModel) and isinstance(model.items, GivenItems):
             model.items.given = torch.from_numpy(self.vectors)
         return model.eval()
-
-
-def _read_items(path: Path) -> pl.DataFrame:
-    try:
-        # Arrow's own reader checks what it reads; the one of Polars trusts offsets and aborts where they are wrong.
-        with pa.OSFile(str(path)) as file:
-            table = pa.ipc.open_file(file).read_all()
-        table.validate(full=True)
-        items = pl.DataFrame(table)
-    except (pa.ArrowException, pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is no Arrow file ({str(error)[:80]}). Train the model again.") from error
-    found = {name: str(kind) for name, kind in items.schema.items()}
-    expected = {"item_id": "String", "title": "String", "link": "String", "train_events": "Int64"}
-    if found not in (expected, {**expected, "item_id": "Int64"}) or items["train_events"].null_count():
-        raise ArtifactError(f"{path} has the columns {found}, expected {expected}. Train the model again.")
-    return items

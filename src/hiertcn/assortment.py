@@ -18,8 +18,8 @@ from hiertcn.catalog import Catalog
 from hiertcn.checkpoint import locked
 from hiertcn.errors import InputError
 from hiertcn.itemlist import ItemList, read_items
-from hiertcn.manifest import read_tensors
 from hiertcn.quarantine import EXAMPLES, shown
+from hiertcn.tensors import read_tensors
 from hiertcn.vectors import GivenVectors, write_vectors
 
 _LEARNED = "items.learned.weight"

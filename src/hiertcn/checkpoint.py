@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hiertcn.errors import InputError
 from hiertcn.files import refusals, sweep
-from hiertcn.manifest import Listed, drop_others, read_manifest, read_tensors, write_manifest, write_tensors
+from hiertcn.manifest import Listed, read_manifest, write_manifest
+from hiertcn.tensors import drop_others, read_tensors, write_tensors
 
 _NAME = "checkpoint.json"
 _STEM = "checkpoint"

@@ -15,7 +15,7 @@ from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.errors import HiertcnError, InputError
 from hiertcn.quarantine import shown
-from hiertcn.verbs import catalogs, comparisons, logs, runs, servers
+from hiertcn.verbs import catalogs, comparisons, exports, logs, runs, servers
 from hiertcn.verbs.flags import console, say
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ _EXTRAS = {
     **dict.fromkeys(("sklearn", "torch_geometric"), "embed"),
     "optuna": "tune",
     **dict.fromkeys(("msgspec", "starlette", "uvicorn", "httptools", "uvloop", "prometheus_client"), "serve"),
+    "onnxruntime": "serve",
+    "onnx": "export",
 }
 
 
@@ -58,6 +60,8 @@ for verb, example in (
     (runs.recommend, "recommend runs/a --user u1 -k 10 --exclude-seen"),
     (servers.serve, "serve runs/a --state sqlite:///states.db --port 8000"),
     (servers.key, "key --role write"),
+    (exports.export, "export runs/a --out online"),
+    (exports.verify, "verify runs/a events.parquet --users 100"),
     (runs.embed_users, "embed-users runs/a cache --out users.parquet"),
 ):
     app.command(epilog=f"Example: hiertcn {example}")(verb)

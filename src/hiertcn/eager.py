@@ -1,4 +1,4 @@
-"""A trained model of any kind as a Reader, by torch."""
+"""A trained model of any kind, for people rather than parts of a log, by torch."""
 
 from __future__ import annotations
 
@@ -6,47 +6,64 @@ __all__ = ["Eager"]
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
+from hiertcn.artifact import Run
 from hiertcn.crowd import Crowd
-from hiertcn.models import Model, VectorModel
+from hiertcn.models import VectorModel
+from hiertcn.states.state import digest_of_model
 from hiertcn.streams import Stream
 from hiertcn.wholes import whole_batch
 
+Array = npt.NDArray[Any]
+
 
 class Eager:
-    """See `online.Reader` and `recommender.Scorer`."""
+    """The model of a run; see `recommender.Served`."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model.eval()
-        self.reads_impressions = model.reads_impressions
+    def __init__(self, run: Run) -> None:
+        self._run, self._model = run, run.model
+        self.path, self.catalog, self.withdrawn = run.path, run.catalog, run.withdrawn
+        self.session_gap, self.max_session_events = run.session_gap, run.max_session_events
+        stated = run.manifest["trained"], run.manifest["model"]
+        self.digest = digest_of_model(*stated, run.session_gap, run.max_session_events)
+        self.reads_impressions = self._model.reads_impressions
 
-    def zero_state(self, users: int) -> npt.NDArray[Any]:
-        state: npt.NDArray[Any] = self._model.zero_state(users).numpy()
+    def crowd(self) -> Crowd | None:
+        """What everybody picked last in the log, to go on from; None for a model that does not read it."""
+        return self._run.crowd()
+
+    def zero_state(self, users: int) -> Array:
+        """[users, S]: the state of a person before the first session."""
+        state: Array = self._model.zero_state(users).numpy()
         return state
 
     @torch.inference_mode()
-    def fold(self, stream: Stream, initial: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def fold(self, stream: Stream, initial: Array) -> Array:
+        """[U, S]: the states after the finished sessions alone."""
         # What the crowd does changes no state.
         _, after = self._model.fold(whole_batch(stream), torch.from_numpy(initial))
-        found: npt.NDArray[Any] = after.numpy()
+        found: Array = after.numpy()
         return found
 
     @torch.inference_mode()
-    def queries(self, stream: Stream, initial: npt.NDArray[Any], crowd: Crowd | None) -> npt.NDArray[Any]:
+    def forward(self, stream: Stream, initial: Array, crowd: Crowd | None = None) -> tuple[Array, Array]:
+        """([T, Q + 2J], [U, S]): queries of the stream's targets, and what `fold` gives."""
         batch = whole_batch(stream, crowd)
-        queries, _ = self._model(batch, torch.from_numpy(initial))
-        found: npt.NDArray[Any] = queries[batch.positions].numpy()
-        return found
+        queries, after = self._model(batch, torch.from_numpy(initial))
+        return queries[batch.positions].numpy(), after.numpy()
 
     @torch.inference_mode()
-    def score(self, queries: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        scores: npt.NDArray[Any] = self._model.score(torch.from_numpy(queries)).numpy()
+    def score(self, queries: Array) -> Array:
+        """[T, n]: of the whole catalog; column j is item row j + 1."""
+        scores: Array = self._model.score(torch.from_numpy(queries)).numpy()
         return scores
 
-    def parted(self, queries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
-        if not isinstance(self._model, VectorModel):
-            return queries, None
-        vectors, boosts = self._model.parted(torch.from_numpy(queries))
-        return vectors.numpy(), None if boosts is None else boosts.numpy()
+    def parted(self, queries: Array) -> tuple[Array, Array, Array]:
+        """([T, Q], int64 [T, J], [T, J]): the vectors of queries, the rows that they boost, 0 for none, and by how
+        much."""
+        size = self._model.query_size if isinstance(self._model, VectorModel) else queries.shape[1]
+        rows, boosts = np.split(queries[:, size:], 2, axis=1)
+        return queries[:, :size], rows.astype(np.int64), boosts

@@ -30,7 +30,9 @@ Rows = npt.NDArray[np.int32]
 class Reader(Protocol):
     """A trained model, for people rather than parts of a log. Its computations may be torch's or another's."""
 
-    reads_impressions: bool
+    @property
+    def reads_impressions(self) -> bool:
+        """Whether what was shown beside earlier events changes its queries."""
 
     def zero_state(self, users: int) -> npt.NDArray[Any]:
         """[users, S]: the state of a person before the first session."""
@@ -38,8 +40,10 @@ class Reader(Protocol):
     def fold(self, stream: Stream, initial: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[U, S]: the states after each user's finished sessions, from `initial` [U, S]."""
 
-    def queries(self, stream: Stream, initial: npt.NDArray[Any], crowd: Crowd | None) -> npt.NDArray[Any]:
-        """[T, Q]: the queries of the positions asked for."""
+    def forward(
+        self, stream: Stream, initial: npt.NDArray[Any], crowd: Crowd | None = None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """([T, Q], the queries of the positions asked for, and what `fold` gives)."""
 
 
 class _Settled(NamedTuple):
@@ -102,8 +106,8 @@ class Online:
 
     def _after_what_was_read(self, stream: Stream, states: Sequence[UserState], begun: Ints) -> Stream:
         """The gaps from what was read to each user's first session; `begun` [U]: when that began."""
-        read = np.flatnonzero([state.previous_end is not None for state in states])
-        if not len(read):
+        read = [user for user, state in enumerate(states) if state.previous_end is not None]
+        if not read:
             return stream
         end = np.array([states[user].previous_end for user in read], dtype=np.int64)
         first = stream.user_offsets[read]

@@ -28,16 +28,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.nn import MessagePassing
 
-from hiertcn.artifact import ListedCatalog, read_catalog, write_catalog
 from hiertcn.cache import Cache
 from hiertcn.catalog import Catalog
+from hiertcn.catalogfile import ListedCatalog, read_catalog, write_catalog
 from hiertcn.config import Config, Count, Dropout, Positive
 from hiertcn.embedding import pairs
 from hiertcn.errors import InputError
 from hiertcn.features import ItemFeatures
 from hiertcn.files import refusals
-from hiertcn.manifest import Listed, drop_others, read_manifest, read_tensors, write_manifest, write_tensors
+from hiertcn.manifest import Listed, read_manifest, write_manifest
 from hiertcn.neighbourhoods import Baskets, Neighbourhoods, baskets_of, walked
+from hiertcn.tensors import drop_others, read_tensors, write_tensors
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 __all__ = ["Kept", "Recommendation", "Recommender"]
 
-import hashlib
 import json
 import threading
 from collections.abc import Sequence
@@ -17,24 +16,24 @@ from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from hiertcn.artifact import Run
+from hiertcn.catalog import Catalog
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
-from hiertcn.eager import Eager
 from hiertcn.errors import InputError
-from hiertcn.online import Online
-from hiertcn.scoring import Limits, Scorer, best_of
+from hiertcn.online import Online, Reader
+from hiertcn.scoring import Limits, Scorer, Scores, best_of
 from hiertcn.sessions import SECOND, begins_session, sessionize
 from hiertcn.states import Pick, StateStore, Status, Update, UserState, open_states
-from hiertcn.states.state import DIGEST
 from hiertcn.streams import Ints
 
 LATENESS = 300.0
+if TYPE_CHECKING:
+    from hiertcn.artifact import Run
 _KEY = 16
 
 
@@ -65,26 +64,47 @@ class _Asked(NamedTuple):
     among: Ints | None = None
 
 
+class Served(Reader, Scores, Protocol):
+    """A trained model with its catalog: `Eager`, by torch, or `Exported`, without.
+
+    digest: what a long-term state depends on; withdrawn: rows that are never recommended
+    """
+
+    path: Path
+    catalog: Catalog
+    withdrawn: npt.NDArray[np.int32]
+    session_gap: float
+    max_session_events: int
+    digest: bytes
+
+    def crowd(self) -> Crowd | None:
+        """What everybody picked last in the log, to go on from; None for a model that does not read it."""
+
+    def parted(self, queries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """([T, Q], int64 [T, J], [T, J]): the vectors of queries, the rows that they boost, 0 for none, and by how
+        much."""
+
+
 class Recommender:
     """A trained model and the states of its users. Times are seconds since 1970 UTC, or datetimes with a zone.
 
     A context manager that closes the store. Safe to use from several threads.
     """
 
-    def __init__(self, run: Run, states: StateStore, crowd: Crowd | None = None, *, lateness: float = LATENESS) -> None:
-        self.states = states
-        self._crowd, self._crowd_lock, self._heard = crowd or run.crowd(), threading.Lock(), 0
-        self._reader = Eager(run.model)
-        self._catalog, self._ids = run.catalog, run.catalog.ids
-        self._session_gap = run.session_gap
-        self._online = Online(self._reader, run.catalog, run.session_gap, run.max_session_events, lateness)
-        self._scorer = Scorer(self._reader)
-        self.digest = _digest(run)
-        self.name = f"{run.path.name}-{self.digest.hex()}"
-        # Seconds: of the last event of anybody.
+    def __init__(
+        self, model: Served, states: StateStore, crowd: Crowd | None = None, *, lateness: float = LATENESS
+    ) -> None:
+        self.states, self.digest = states, model.digest
+        self.name = f"{model.path.name}-{model.digest.hex()}"
         self.clock: float | None = None
-        self._withdrawn = np.asarray(run.withdrawn, dtype=np.int64)
-        self._popular = run.catalog.train_events[1:].astype(np.float64)
+        """Seconds: of the last event of anybody."""
+        self._model, self._catalog, self._ids = model, model.catalog, model.catalog.ids
+        self._crowd, self._crowd_lock, self._heard = crowd or model.crowd(), threading.Lock(), 0
+        self._rule = model.session_gap, model.max_session_events
+        self._online = Online(model, model.catalog, *self._rule, lateness)
+        self._scorer = Scorer(model)
+        self._withdrawn = model.withdrawn.astype(np.int64)
+        self._popular = model.catalog.train_events[1:].astype(np.float64)
 
     @classmethod
     def load(
@@ -95,7 +115,8 @@ class Recommender:
         *,
         lateness: float = LATENESS,
     ) -> Self:
-        """The model of the directory `run`, with the store `states` ("memory:", "sqlite:///FILE", or an open one).
+        """The model of the directory `run`, or what `hiertcn export` wrote, with the store `states` ("memory:",
+        "sqlite:///FILE", "redis://HOST", or an open one).
 
         crowd:    for a model that reads it, what everybody picked lately; None: as of the end of its log, all parts of
                   it. What is observed is added, and told by the store to every recommender that shares it
@@ -103,10 +124,9 @@ class Recommender:
 
         Raises ArtifactError for a directory that is damaged or none, and what `open_states` raises.
         """
-        run = run if isinstance(run, Run) else Run(run)
         # A damaged model is found before a store is made.
-        _ = run.model
-        return cls(run, open_states(states) if isinstance(states, str) else states, crowd, lateness=lateness)
+        model = served(run)
+        return cls(model, open_states(states) if isinstance(states, str) else states, crowd, lateness=lateness)
 
     def close(self) -> None:
         """Close the store."""
@@ -217,7 +237,13 @@ class Recommender:
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
         """[Q]: the vector whose scores, with the model's boosts, rank the next item; `time` as in `recommend`."""
         asked = self._asked(Ask(user, time=time), self._state(self.states.get([_key(user)])[0]))
-        found: npt.NDArray[Any] = self._reader.parted(self._queries([asked]))[0][0]
+        found: npt.NDArray[Any] = self._model.parted(self._queries([asked]))[0][0]
+        return found
+
+    def scores(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
+        """[n]: the model's scores of the whole catalog, in the order of its rows; `time` as in `recommend`."""
+        asked = self._asked(Ask(user, time=time), self._state(self.states.get([_key(user)])[0]))
+        found: npt.NDArray[Any] = self._model.score(self._queries([asked]))[0]
         return found
 
     def knows(self, item: Id) -> bool:
@@ -262,7 +288,7 @@ class Recommender:
         before, last = "", pick.time
         place = state.times.index(pick.time)
         for item, time in zip(state.items[:place][::-1], state.times[:place][::-1], strict=True):
-            if begins_session(time, last, self._session_gap):
+            if begins_session(time, last, self._rule[0]):
                 break
             last = time
             if self._catalog.row(item):
@@ -277,7 +303,7 @@ class Recommender:
             return None
         state = self._state(value)
         times = np.array(state.times, dtype=np.int64)
-        offsets = sessionize(np.array([0, len(times)]), times, self._session_gap, max(len(times), 1))
+        offsets = sessionize(np.array([0, len(times)]), times, *self._rule)
         return Kept(
             [(state.items[a:b], (times[a:b] / SECOND).tolist()) for a, b in pairwise(offsets.tolist())], len(value)
         )
@@ -297,7 +323,7 @@ class Recommender:
         states = [one.state for one in asked]
         stream = self._online.asked(states, np.array([one.moment for one in asked], dtype=np.int64), keys)
         with self._crowd_lock:
-            return self._reader.queries(stream, self._online.initial(states), self._crowd)
+            return self._model.forward(stream, self._online.initial(states), self._crowd)[0]
 
     def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
         hears = self._crowd is not None
@@ -320,13 +346,18 @@ class Recommender:
         return self._withdrawn if rows is None else np.union1d(rows, self._withdrawn)
 
 
+def served(run: str | Path | Run) -> Served:
+    """The model of a directory, by torch, or without where `hiertcn export` wrote it. Raises ArtifactError."""
+    if isinstance(run, str | Path) and any(Path(run).glob("encode*.onnx")):
+        from hiertcn.exported import Exported
+
+        return Exported(run)
+    from hiertcn.artifact import Run
+    from hiertcn.eager import Eager
+
+    return Eager(run if isinstance(run, Run) else Run(run))
+
+
 def _key(user: Id) -> bytes:
     """No store holds an id: what was forgotten leaves no name behind."""
     return blake2b(checked_id(user, "user").encode(), digest_size=_KEY).digest()
-
-
-def _digest(run: Run) -> bytes:
-    """What a long-term state depends on: the weights, how the model reads them, the item rows and the session rule."""
-    stated = [run.manifest["trained"], run.manifest["model"]]
-    stated += [run.session_gap, run.max_session_events]
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).digest()[:DIGEST]

@@ -148,7 +148,7 @@ class Server:
     async def observe(self, given: m.ObserveRequest, _: Request) -> m.ObserveAnswer:
         """Take in one event, then say what its user will pick next."""
         event = self._event(given.event)
-        ask = Ask(event.user, given.k, given.exclude_seen, max(float(event.time), self._clock() or 0), given.candidates)
+        ask = Ask(event.user, given.k, given.exclude_seen, max(given.event.time, self._clock() or 0), given.candidates)
         _check(ask)
         work = await self.service.do(Work([event], ask))
         if work.statuses[0] == "conflict":

@@ -43,8 +43,12 @@ class CrowdBoosts(nn.Module):
             raise ValueError(
                 f"the crowd has {batch.crowd_weights.shape[1]} columns, expected {self.weigh.out_features}"
             )
-        boosts = self.weigh(hidden).unsqueeze(2) * torch.log1p(batch.crowd_weights * _STEEP)
-        return batch.crowd_rows.flatten(1), boosts.flatten(1)
+        return batch.crowd_rows.flatten(1), self.weighed(hidden, batch.crowd_weights)
+
+    def weighed(self, hidden: Tensor, weights: Tensor) -> Tensor:
+        """[N, C K]: the boosts of items that weigh `weights` [N, C, K]."""
+        boosts: Tensor = self.weigh(hidden).unsqueeze(2) * torch.log1p(weights * _STEEP)
+        return boosts.flatten(1)
 
 
 class RepeatBoosts(nn.Module):
@@ -53,7 +57,7 @@ class RepeatBoosts(nn.Module):
 
     def __init__(self, width: int, last: int) -> None:
         super().__init__()
-        self._buckets = int(_buckets(torch.arange(last, last + 1, device="cpu"))) + 1
+        self._last, self._buckets = last, int(_buckets(torch.arange(last, last + 1, device="cpu"))) + 1
         self.weigh = nn.Linear(width, 2 * self._buckets, bias=False)
         nn.init.zeros_(self.weigh.weight)
         # Where there is little to learn from, last items first is the best guess.
@@ -61,10 +65,14 @@ class RepeatBoosts(nn.Module):
 
     def forward(self, hidden: Tensor, batch: SessionBatch, rows: Tensor) -> tuple[Tensor, Tensor]:
         """[N, last] item rows, 0 for none, and their boosts. rows: the same rows, oldest first."""
-        rows = rows.flip(1)
-        lags = torch.arange(1, rows.shape[1] + 1, device=rows.device)
-        before = lags > batch.step.unsqueeze(1)
-        return rows, (self.weigh(hidden) + _FAST * self.bias).gather(1, _buckets(lags) + self._buckets * before)
+        return rows.flip(1), self.weighed(hidden, batch.step)
+
+    def weighed(self, hidden: Tensor, step: Tensor) -> Tensor:
+        """[N, last]: the boosts of the last items, the latest first, of positions `step` [N] of their sessions."""
+        lags = torch.arange(1, self._last + 1, device=hidden.device)
+        before = lags > step.unsqueeze(1)
+        boosts: Tensor = self.weigh(hidden) + _FAST * self.bias
+        return boosts.gather(1, _buckets(lags) + self._buckets * before)
 
 
 def _buckets(lags: Tensor) -> Tensor:

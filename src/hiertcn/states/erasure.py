@@ -34,10 +34,13 @@ class Erasure:
         self._settle = client.register_script(_SETTLE)
         self._trouble = ""
 
-    def forget(self, name: bytes) -> None:
-        """Delete a key, and have the files written anew soon."""
+    def forget(self, name: bytes, instead: bytes | None = None) -> None:
+        """Delete a key, or put `instead` in its place, and have the files written anew soon."""
         with self._client.pipeline(transaction=True) as pipeline:
-            pipeline.delete(name)
+            if instead is None:
+                pipeline.delete(name)
+            else:
+                pipeline.set(name, instead)
             pipeline.incr(self._key)
             pipeline.execute()
         self._start()

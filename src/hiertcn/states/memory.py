@@ -37,8 +37,8 @@ class MemoryStates(StateStore):
                     self._values[key] = value
             self._entries += journal
 
-    def forget(self, key: bytes) -> None:
-        self.delete([key])
+    def forget(self, key: bytes, instead: bytes | None = None) -> None:
+        self.update([key], lambda _: Update([instead]))
 
     def journal(self, after: int, most: int = 10_000) -> list[tuple[int, bytes]]:
         after = checked_position(after)

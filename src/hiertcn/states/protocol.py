@@ -48,8 +48,9 @@ class StateStore(Protocol):
         """
 
     @abstractmethod
-    def forget(self, key: bytes) -> None:
-        """Delete a key, and see to it that within 60 s no file of the store holds a byte of what was ever its value."""
+    def forget(self, key: bytes, instead: bytes | None = None) -> None:
+        """Delete a key, or put `instead` in its place, and see to it that within 60 s no file of the store holds a byte
+        of what was its value."""
 
     @abstractmethod
     def journal(self, after: int, most: int = 10_000) -> list[tuple[int, bytes]]:

@@ -170,10 +170,10 @@ class RedisStates(StateStore):
             time.sleep(random.random() * pause)
             pause = min(2 * pause, 0.05)
 
-    def forget(self, key: bytes) -> None:
+    def forget(self, key: bytes, instead: bytes | None = None) -> None:
         (name,) = self._keys(checked_keys([key]))
         with self._faults():
-            self._erasure.forget(name)
+            self._erasure.forget(name, None if instead is None else secrets.token_bytes(VERSION) + instead)
 
     def journal(self, after: int, most: int = 10_000) -> list[tuple[int, bytes]]:
         with self._faults():

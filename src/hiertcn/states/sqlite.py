@@ -175,8 +175,8 @@ class SQLiteStates(StateStore):
                     many(_SET, [pair for pair in pairs if pair[1] is not None])
                     many("INSERT INTO journal (entry) VALUES (?)", [(entry,) for entry in journal])
 
-    def forget(self, key: bytes) -> None:
-        self.delete([key])
+    def forget(self, key: bytes, instead: bytes | None = None) -> None:
+        self.update([key], lambda _: Update([instead]))
         # Older values may still stand in the write-ahead log.
         with self._lock, self._faults():
             self._checkpoint()

@@ -7,14 +7,15 @@ been read yet.
 
 from __future__ import annotations
 
-__all__ = ["DIGEST", "HISTORY", "Pick", "Status", "UserState", "mark_of"]
+__all__ = ["DIGEST", "HISTORY", "Pick", "Status", "UserState", "digest_of_model", "mark_of"]
 
+import hashlib
+import json
 import struct
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
@@ -55,7 +56,13 @@ class Pick(NamedTuple):
 
 def mark_of(event_id: str) -> int:
     """64 bits, not 0: two of a user's last events share one by chance in one of 10^15 cases."""
-    return int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little") or 1
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "little") or 1
+
+
+def digest_of_model(trained: str, model: dict[str, Any], session_gap: float, longest: int) -> bytes:
+    """What a stored state depends on: the weights, how the model reads them, the item rows and the session rule."""
+    stated = json.dumps([trained, model, session_gap, longest], sort_keys=True)
+    return hashlib.sha256(stated.encode()).digest()[:DIGEST]
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,24 +124,27 @@ class UserState:
             if shown or pick.shown:
                 shown = _with(shown or [()] * self.unread, place - self.read, pick.shown)
         kept = max(HISTORY, unread)
-        columns = (self.items, self.times, self.marks)
-        items, times, marks = (_with(old, place, new)[-kept:] for old, new in zip(columns, pick[:3], strict=True))
-        return replace(
-            self, items=items, times=times, marks=marks, shown=shown, unread=unread
-        ), "late" if late else "applied"
+        found = replace(
+            self,
+            items=_with(self.items, place, pick.item)[-kept:],
+            times=_with(self.times, place, pick.time)[-kept:],
+            marks=_with(self.marks, place, pick.mark)[-kept:],
+            shown=shown,
+            unread=unread,
+        )
+        return found, "late" if late else "applied"
 
     def after(self, count: int, long_term: npt.NDArray[Any], previous_end: int | None) -> Self:
         """The state when `long_term` has read `count` more events."""
         unread = self.unread - count
         kept = max(HISTORY, unread)
-        columns = (self.items[-kept:], self.times[-kept:], self.marks[-kept:], self.shown[count:])
-        shown = columns[3] if any(columns[3]) else []
+        shown = self.shown[count:]
         return replace(
             self,
-            items=columns[0],
-            times=columns[1],
-            marks=columns[2],
-            shown=shown,
+            items=self.items[-kept:],
+            times=self.times[-kept:],
+            marks=self.marks[-kept:],
+            shown=shown if any(shown) else [],
             unread=unread,
             long_term=long_term,
             previous_end=previous_end,

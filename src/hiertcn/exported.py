@@ -1,0 +1,306 @@
+"""A HierTCN without torch: what `hiertcn export` wrote, computed by ONNX Runtime and NumPy.
+
+What it gives is what the model gives, to rounding: the graphs are made of the model's own parameters (graphs.py), and a
+model is exported only where both agree.
+
+Legend: P positions, M sessions, U users, T targets, S size of the state, Q size of a query, D what is read of an item,
+J boosted items of a query, n items.
+"""
+
+from __future__ import annotations
+
+__all__ = ["EXPORTED", "Exported"]
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from pydantic import BaseModel, Field
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from hiertcn.catalogfile import ListedCatalog, read_catalog
+from hiertcn.config import Count, Positive
+from hiertcn.crowd import Crowd, Horizons
+from hiertcn.errors import ArtifactError
+from hiertcn.feeds import Folds, Windows, last_items
+from hiertcn.manifest import Kind, Listed, checked, read_manifest
+from hiertcn.states.state import digest_of_model
+from hiertcn.streams import Ints, Stream
+from hiertcn.vectors import Vectors, open_vectors
+
+Floats = npt.NDArray[np.float32]
+
+EXPORTED = Kind("an exported model", "hiertcn export RUN", "export the model again")
+_NAME = "manifest.json"
+_BLOCK = 1 << 16
+# Positions of windows that are gathered at a time.
+_TOGETHER = 1 << 14
+
+
+class _Reads(BaseModel, strict=True):
+    """What the graphs take. state: S without the last items; field: positions that a query sees, None: its session;
+    clock: buckets of a pause, 0 without a clock."""
+
+    state: Count
+    dim: Count
+    query: Count
+    repeats: Annotated[int, Field(ge=0)]
+    aggregate: Literal["mean", "max"]
+    field: Count | None
+    decay: bool
+    impressions: bool
+    clock: Annotated[int, Field(ge=0)]
+    trends: list[Positive]
+    follows: list[Positive]
+
+
+class _Manifest(BaseModel, strict=True):
+    reads: _Reads
+    model: dict[str, Any]
+    trained: str
+    source: str
+    catalog: ListedCatalog
+    fold: Listed
+    encode: Listed
+    read: Listed
+    compared: Listed
+    bias: Listed | None
+    crowd: Listed | None
+    withdrawn: list[Annotated[int, Field(ge=1)]]
+    session_gap: Annotated[Positive, Field(allow_inf_nan=False)]
+    max_session_events: Count
+
+
+class Exported:
+    """The model of a folder that `hiertcn export` wrote. Safe to use from several threads.
+
+    vectors: float32 or float16 [n + 1, Q], what queries are compared with, by memory map
+    bias:    float32 [n + 1], what is added to scores, or None
+    digest:  what stored states of users depend on, the same as of the run that it is of
+    source:  the digest of that run's manifest
+
+    Raises ArtifactError if the folder is none, or a file is not what the manifest says, or holds what is no number.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        self.path = Path(folder)
+        stated = read_manifest(self.path / _NAME, _Manifest, EXPORTED)
+        self._stated, self._reads = stated, _Reads.model_validate(stated["reads"])
+        self.session_gap = float(stated["session_gap"])
+        self.max_session_events = int(stated["max_session_events"])
+        self.horizons = Horizons(tuple(self._reads.trends), tuple(self._reads.follows))
+        self.reads_impressions = self._reads.impressions
+        self.state_size = self._reads.state + self._reads.repeats
+        self.query_size = self._reads.query
+        self.source = str(stated["source"])
+        self.digest = digest_of_model(stated["trained"], stated["model"], self.session_gap, self.max_session_events)
+        self.catalog = read_catalog(self.path, stated["catalog"], EXPORTED)
+        self.withdrawn = np.array(stated["withdrawn"], dtype=np.int32)
+        self._read = self._table("read", self._reads.dim)
+        self.vectors: Vectors = self._table("compared", self._reads.query)
+        self.bias: Floats | None = None if stated["bias"] is None else self._table("bias", 1)[:, 0]
+        if self._read.dtype != np.float32 or self.withdrawn.max(initial=0) > self.catalog.size:
+            raise ArtifactError(f"{self.path}: what it reads of items is not what it states. Export the model again.")
+        self._fold = self._session("fold", threads, {"session": self._reads.dim, "state": self._reads.state})
+        self._encode = self._session("encode", threads, {"items": self._reads.dim, "state": self._reads.state})
+        self._try()
+
+    @property
+    def items_in_catalog(self) -> int:
+        return self.catalog.size
+
+    def crowd(self) -> Crowd | None:
+        """What everybody picked last in the log, to go on from; None for a model that does not read it."""
+        if not any(self.horizons):
+            return None
+        if (stated := self._stated["crowd"]) is None:
+            return Crowd(self.horizons, self.catalog.size)
+        path = checked(self.path, stated, EXPORTED)
+        try:
+            return Crowd.restored(self.horizons, self.catalog.size, load_file(path))
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise ArtifactError(f"{path}: what it says of the crowd is damaged ({str(error)[:80]}).") from error
+
+    def zero_state(self, users: int) -> Floats:
+        """[users, S]: the state of a person before the first session."""
+        return np.zeros((users, self.state_size), dtype=np.float32)
+
+    def forward(self, stream: Stream, initial: Floats, crowd: Crowd | None = None) -> tuple[Floats, Floats]:
+        """(queries [T, Q + 2J], states after [U, S]) of users who all have positions, the last session of each running,
+        from their states `initial` [U, S]; the queries are those of the stream's targets."""
+        folds = Folds(stream)
+        long_term, last = initial[:, : self._reads.state], initial[:, self._reads.state :]
+        states = self._folded(stream, folds, long_term)
+        after = states.take(folds.after, axis=0)
+        if self._reads.repeats:
+            ends = stream.session_offsets[stream.user_offsets[1:] - 1]
+            after = np.concatenate([after, last_items(stream, last, ends, np.arange(len(ends)))], axis=1)
+        longest = self._reads.field or int(np.diff(stream.session_offsets).max(initial=1))
+        together = max(_TOGETHER // longest, 1)
+        parts = [
+            self._queries(stream, stream.positions[at : at + together], states, folds.before, last, crowd)
+            for at in range(0, len(stream.positions), together)
+        ]
+        if not parts:
+            return np.zeros((0, self._reads.query), dtype=np.float32), after
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), after
+
+    def fold(self, stream: Stream, initial: Floats) -> Floats:
+        """[U, S]: the states after the finished sessions alone; nothing is encoded."""
+        folds = Folds(stream)
+        after = self._folded(stream, folds, initial[:, : self._reads.state]).take(folds.after, axis=0)
+        if not self._reads.repeats:
+            return after
+        ends = stream.session_offsets[stream.user_offsets[1:] - 1]
+        last = last_items(stream, initial[:, self._reads.state :], ends, np.arange(len(ends)))
+        return np.concatenate([after, last], axis=1)
+
+    def _folded(self, stream: Stream, folds: Folds, long_term: Floats) -> Floats:
+        """[U + F, S]: the states of users, and those after each folded session."""
+        if not len(folds.chosen):
+            return np.ascontiguousarray(long_term)
+        sessions = folds.aggregated(stream, self._read, self._reads.aggregate)
+        gaps = stream.gaps[folds.chosen]
+        states = np.concatenate([long_term, np.empty((len(folds.chosen), long_term.shape[1]), dtype=np.float32)])
+        for now, previous in folds.steps:
+            feeds = {"session": sessions[now], "state": states[previous]}
+            if self._reads.decay:
+                feeds["gap"] = gaps[now]
+            states[len(long_term) + now] = self._fold(feeds)[0]
+        return states
+
+    def _queries(
+        self, stream: Stream, places: Ints, states: Floats, before: Ints, last: Floats, crowd: Crowd | None
+    ) -> Floats:
+        """[T, Q + 2J]: queries at `places` [T]."""
+        reads, windows = self._reads, Windows(stream, places, self._reads.field)
+        feeds: dict[str, npt.NDArray[Any]] = {
+            "items": self._read.take(windows.rows, axis=0),
+            "inside": windows.inside.astype(np.float32),
+            "state": states.take(before.take(windows.session), axis=0),
+        }
+        if reads.decay:
+            feeds["gap"] = stream.gaps.take(windows.session)
+        if reads.clock:
+            feeds["hour"], feeds["pause"] = windows.clock(reads.clock)
+        if reads.impressions:
+            feeds["skipped"] = windows.skipped(self._read)
+        rows: list[npt.NDArray[Any]] = []
+        if any(self.horizons):
+            if crowd is None or crowd.horizons != self.horizons:
+                raise ValueError(f"the model reads a crowd of {self.horizons}; give it one")
+            known, feeds["crowd"] = windows.crowd(crowd)
+            rows.append(known.reshape(len(places), -1))
+        if reads.repeats:
+            feeds["step"] = windows.step
+            users = stream.user_offsets.searchsorted(windows.session, side="right") - 1
+            rows.append(last_items(stream, last, places, users)[:, ::-1])
+        queries, *boosts = self._encode(feeds)
+        found: Floats = np.concatenate([queries, *rows, *boosts], axis=1, dtype=np.float32) if rows else queries
+        return found
+
+    def parted(self, queries: Floats) -> tuple[Floats, Ints, Floats]:
+        """([T, Q], int64 [T, J], [T, J]): the vectors of queries, the rows that they boost, 0 for none, and by how
+        much."""
+        size = self._reads.query
+        boosted = (queries.shape[1] - size) // 2
+        rows = queries[:, size : size + boosted].astype(np.int64)
+        return queries[:, :size], rows, queries[:, size + boosted :]
+
+    def score(self, queries: Floats) -> Floats:
+        """Scores [T, n] of the whole catalog; column j is item row j + 1."""
+        vectors, rows, boosts = self.parted(queries)
+        scores = np.empty((len(queries), self.catalog.size + 1), dtype=np.float32)
+        for begin in range(0, len(self.vectors), _BLOCK):
+            block = self.vectors[begin : begin + _BLOCK]
+            np.matmul(vectors, block.astype(np.float32, copy=False).T, out=scores[:, begin : begin + len(block)])
+        if self.bias is not None:
+            scores += self.bias
+        if rows.shape[1]:
+            np.add.at(scores, (np.arange(len(rows))[:, None], rows), boosts)
+        return scores[:, 1:]
+
+    def score_rows(self, queries: Floats, rows: Ints) -> Floats:
+        """Scores [T, C] of item rows int64 [T, C] ≥ 1, of each query its own."""
+        vectors, boosted, boosts = self.parted(queries)
+        asked = self.vectors.take(rows, axis=0).astype(np.float32, copy=False)
+        scores: Floats = np.matmul(asked, vectors[:, :, None])[:, :, 0]
+        if self.bias is not None:
+            scores = scores + self.bias[rows]
+        return scores + self._of_rows(boosted, boosts, rows) if boosted.shape[1] else scores
+
+    def _of_rows(self, boosted: Ints, boosts: Floats, rows: Ints) -> Floats:
+        """[T, C]: the boosts of `rows` [T, C], each query's own; what is boosted twice has the sum."""
+        # Every query's rows as stretches of one increasing sequence.
+        apart = np.arange(len(rows))[:, None] * (self.catalog.size + 1)
+        keys = (boosted + apart).ravel()
+        order = keys.argsort(kind="stable")
+        keys, sums = keys[order], np.concatenate([[0.0], np.cumsum(boosts.ravel()[order], dtype=np.float64)])
+        first, past = (keys.searchsorted(rows + apart, side=side) for side in ("left", "right"))
+        found: Floats = (sums[past] - sums[first]).astype(np.float32)
+        return found
+
+    def _table(self, part: str, size: int) -> Vectors:
+        """[n + 1, size], checked to be that and finite."""
+        path = checked(self.path, self._stated[part], EXPORTED)
+        table = np.asarray(open_vectors(path, self.catalog.size + 1))
+        if table.shape[1] != size:
+            raise ArtifactError(f"{path} has {table.shape[1]} columns, expected {size}. Export the model again.")
+        for begin in range(0, len(table), _BLOCK):
+            if not np.isfinite(table[begin : begin + _BLOCK]).all():
+                raise ArtifactError(f"{path} holds what is no number. Export the model again.")
+        return table
+
+    def _session(self, part: str, threads: int, sizes: dict[str, int]) -> Callable[[dict[str, Any]], list[Any]]:
+        """What runs a graph, whose inputs are as large as they have to be."""
+        path = checked(self.path, self._stated[part], EXPORTED)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        try:
+            # The fused kernel is slower than its parts.
+            session = ort.InferenceSession(
+                path.read_bytes(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["SkipLayerNormFusion"],
+            )
+        # What ONNX Runtime raises has no base of its own.
+        except Exception as error:
+            raise ArtifactError(f"{path} is no graph ({str(error)[:120]}). Export the model again.") from error
+        found = {entry.name: entry.shape[-1] for entry in session.get_inputs() if entry.shape}
+        if any(found.get(name) != size for name, size in sizes.items()):
+            raise ArtifactError(f"{path} takes {found}, expected {sizes}. Export the model again.")
+        return lambda feeds: list(session.run(None, feeds))
+
+    def _try(self) -> None:
+        """Raise ArtifactError unless the graphs take what they are stated to take, and give numbers of the right
+        sizes: of a person with a finished session, asked twice."""
+        rows, two = np.array([1, 1, 0]), np.zeros(2, dtype=np.int64)
+        none = np.zeros(0, dtype=np.int32)
+        stream = Stream(
+            items=rows,
+            seen=np.array([1e9, 2e9, 2e9]),
+            session_offsets=np.array([0, 1, 3]),
+            gaps=np.array([0, 1e9], dtype=np.float32),
+            user_offsets=np.array([0, 2]),
+            positions=np.array([1, 2]),
+            **dict.fromkeys(("targets", "events", "shown_begins", "shown_counts"), two),
+            shown=none,
+            skip_begins=np.zeros(3, dtype=np.int64),
+            skip_counts=np.zeros(3, dtype=np.int64),
+        )
+        crowd = Crowd(self.horizons, self.catalog.size) if any(self.horizons) else None
+        try:
+            queries, after = self.forward(stream, self.zero_state(1), crowd)
+            right = np.isfinite(queries).all() and np.isfinite(after).all() and after.shape == (1, self.state_size)
+            sized = self.parted(queries)
+            right = right and sized[0].shape == (2, self._reads.query) and sized[1].shape == sized[2].shape
+        except Exception as error:
+            raise ArtifactError(f"{self.path} can't be run ({str(error)[:120]}). Export the model again.") from error
+        if not right:
+            raise ArtifactError(f"{self.path} gives what is no number, or of another size. Export the model again.")
