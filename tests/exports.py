@@ -43,7 +43,7 @@ _EVENT = st.tuples(
 PEOPLE = st.lists(st.lists(_EVENT, min_size=1, max_size=40), min_size=1, max_size=5)
 
 
-def stream_of(people: list[list[tuple[int, int, list[int]]]], part: str = "test") -> Stream:
+def stream_of(people: list[list[tuple[int, int, list[int]]]], part: str = "test", items: int = ITEMS) -> Stream:
     """Every event of the people asked for, or none but the last."""
     events = [event for person in people for event in person]
     offsets = np.cumsum([0, *(len(person) for person in people)])
@@ -62,7 +62,7 @@ def stream_of(people: list[list[tuple[int, int, list[int]]]], part: str = "test"
         np.array([row for event in events for row in event[2]], dtype=np.int32),
         np.cumsum([0, *(len(event[2]) for event in events)]),
     )
-    return Stream.of(whole, np.arange(ITEMS + 1), "test", GAP, LONGEST)
+    return Stream.of(whole, np.arange(items + 1), "test", GAP, LONGEST)
 
 
 def crowd_for(model: Any, seed: int = 0) -> Crowd | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from exports import CONFIGS, HEARD, ITEMS, LONGEST, PEOPLE, assert_same, crowd_for, stirred, stream_of
 from hiertcn.artifact import Run, write_run
-from hiertcn.assortment import withdraw_items
+from hiertcn.assortment import add_items, withdraw_items
 from hiertcn.crowd import Crowd
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.exported import Exported
@@ -102,6 +103,22 @@ def test_given_vectors(tmp_path: Path, how: str, ranking: str, dtype: type) -> N
     if how == "fixed":
         (table,) = exported.path.glob("compared-*.npy")
         assert table.stat().st_nlink > 1
+
+
+@pytest.mark.parametrize("how", ["fixed", "tuned", "both"])
+def test_items_that_were_added_are_exported_again(tmp_path: Path, how: str) -> None:
+    vectors = np.random.default_rng(2).normal(size=(ITEMS + 1, 5)).astype(np.float32)
+    vectors[0] = 0
+    run = saved(tmp_path / "run", HierTCNConfig.model_validate({**SIZES, **HEARD, "vectors": how}), vectors)
+    before = Exported(export(run))
+    pl.DataFrame({"item_id": ["new"], "vector": [[1.0, 0, 2, 0, 3]]}).write_parquet(tmp_path / "new.parquet")
+    assert add_items(run.path, tmp_path / "new.parquet") == 1
+    grown = Run(run.path)
+    after = Exported(export(grown))
+    assert (after.digest, after.catalog.size) == (before.digest, ITEMS + 1)
+    model = grown.model
+    assert isinstance(model, HierTCN)
+    assert_same(model, after, stream_of([[(9, ITEMS + 1, []), (GAP, ITEMS, []), (5, 1, [])]], items=ITEMS + 1))
 
 
 def test_states_and_rules_are_those_of_the_run(heard: Path) -> None:
