@@ -29,7 +29,9 @@ FLOORS = {
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
           models.low models.max_item models.memory models.moving_average models.outline models.popularity
           models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var
-          models.windowed""",
+          models.windowed
+          retrieval retrieval.approximate retrieval.exact retrieval.indexfile retrieval.protocol retrieval.qdrant
+          retrieval.ranks retrieval.structures retrieval.table""",
     2: """sessions catalog ragged packing ranges sequences trends follows crowd losses negatives synth metrics filters
           splits itemlist vectors impressions""",
     1: "events columns options quarantine sources tables lines times config errors files",
@@ -39,10 +41,15 @@ FLOOR = {module: floor for floor, modules in FLOORS.items() for module in module
 WITHOUT_TORCH = [
     *("preparation", "inspection", "histories", "synth", "cache", "catalog", "sessions", "splits", "filters"),
     *("itemlist", "events", "options", "metrics", "streams", "states"),
+    *("retrieval", "retrieval.approximate", "retrieval.qdrant"),
 ]
-ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
-# Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used.
-LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", ""}
+ONLINE, OFFLINE = (
+    ("recommender", "states", "retrieval"),
+    {"training", "batching", "evaluation", "ranking", "losses", "negatives"},
+)
+# Modules that import within functions: torch is loaded by the verbs that need it, optional libraries where they are
+# asked for, and names when they are used.
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.runs", "retrieval", ""}
 
 
 def name_of(path: Path) -> str:
