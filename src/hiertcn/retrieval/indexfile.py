@@ -45,21 +45,20 @@ def read_index(path: Path) -> npt.NDArray[np.uint8] | None:
     try:
         # A pipe or a device would be waited for, and a link may lead anywhere.
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
+                _refused(path, "it is no file that only this user may write to")
+                return None
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = np.fromfile(file, dtype=np.uint8)
+        finally:
+            os.close(handle)
     except FileNotFoundError:
         return None
     except OSError as error:
         _refused(path, os.strerror(error.errno or 0))
         return None
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
-            _refused(path, "it is no file that only this user may write to")
-            return None
-        try:
-            data = np.fromfile(file, dtype=np.uint8)
-        except OSError as error:
-            _refused(path, os.strerror(error.errno or 0))
-            return None
     head, body = data[:_HEAD].tobytes(), data[_HEAD:]
     if head != _MAGIC + hashlib.sha256(body.data).digest():
         _refused(path, "it is damaged, or was not written by this version")

@@ -23,7 +23,7 @@ WIDTH, WIDTH_AT = 170, 100_000
 # items are linked to any but those of large norm, and many are not found; with 0, only angles count, and the ways lead
 # past those of large norm.
 BEND = 0.5
-BITS, PER_CELL, PROBED, LEAST_PROBED, FETCHED, TRAINED = 8, 40, 0.08, 16, 10, 64
+BITS, PER_CELL, PROBED, LEAST_PROBED, FETCHED, TRAINED = 8, 40, 0.16, 32, 4, 64
 _BLOCK = 1 << 12
 _FORMAT = 1
 
