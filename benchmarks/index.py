@@ -1,4 +1,4 @@
-"""Queries/s and recall of exact search, HNSW and IVF-PQ on one thread, in turns in one run; building, loading, memory."""
+"""Queries/s and recall of exact search, HNSW and IVF-PQ on one thread, in turns; building, loading, memory."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ print(json.dumps({"open_seconds": seconds, "own_memory": own}))
 
 
 def vectors_like_learned_ones(path: Path, items: int, seed: int = 0) -> Any:
-    """float32 [items + 1, DIM], by memory map: clusters of unequal sizes, few directions that matter most, and norms that
-    differ by item (log-normal, 0.4), as they do where a loss compares items with popular ones."""
+    """float32 [items + 1, DIM], by memory map: clusters of unequal sizes, few directions that matter most, norms
+    that differ by item (log-normal, 0.4), as they do where a loss compares items with popular ones."""
     rng = np.random.default_rng(seed)
     scales = np.arange(1, DIM + 1, dtype=np.float32) ** -0.5
     centres = rng.standard_normal((items // 500, DIM), dtype=np.float32)

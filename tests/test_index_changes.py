@@ -79,7 +79,7 @@ def structures_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestChurn(Churn.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+    settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
 def rows(begin: int, end: int) -> np.ndarray:

@@ -87,9 +87,10 @@ def serving(wait: float = 0.0, status: int = 200) -> Iterator[tuple[str, list[tu
             asked_for.append((f"{self.command} {self.path}", self.headers.get("api-key")))
             over.wait(wait)
             self.rfile.read(int(self.headers.get("content-length", 0)))
-            body = json.dumps(
-                {"result": {"aliases": []} if "aliases" in self.path else True, "status": "ok", "time": 0}
-            )
+            result: object = {"aliases": []} if "aliases" in self.path else True
+            if self.path.endswith("/points?wait=true"):
+                result = {"operation_id": 0, "status": "completed"}
+            body = json.dumps({"result": result, "status": "ok", "time": 0})
             self.send_response(status)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))
@@ -133,8 +134,9 @@ def test_a_server_that_refuses_or_is_slow_is_told_within_the_deadline() -> None:
 
 def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(API_KEY, "the-secret")
-    with serving() as (at, asked_for), pytest.warns(UserWarning, match="insecure"):
-        index = open_index(f"qdrant://{at}", VECTORS)
+    with serving() as (at, asked_for):
+        with pytest.warns(UserWarning, match="insecure"):
+            index = open_index(f"qdrant://{at}", VECTORS)
         assert {key for _, key in asked_for} == {"the-secret"}
         assert "the-secret" not in str(index.facts())
         index.close()

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import QdrantException
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException
 
 from hiertcn.errors import StorageError
@@ -79,7 +80,7 @@ class QdrantIndex(Index):
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except (ApiException, ResponseHandlingException, httpx.HTTPError, OSError) as error:
+        except (ApiException, QdrantException, ResponseHandlingException, httpx.HTTPError, OSError) as error:
             told = shown(str(error) or type(error).__name__)
             raise StorageError(
                 f"The vector server at {self._where} did not do what it was asked: {told}. "
