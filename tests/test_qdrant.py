@@ -87,7 +87,7 @@ def serving(wait: float = 0.0, status: int = 200) -> Iterator[tuple[str, list[tu
             asked_for.append((f"{self.command} {self.path}", self.headers.get("api-key")))
             over.wait(wait)
             self.rfile.read(int(self.headers.get("content-length", 0)))
-            result: object = {"aliases": []} if "aliases" in self.path else True
+            result: object = {"aliases": []} if self.command == "GET" else True
             if self.path.endswith("/points?wait=true"):
                 result = {"operation_id": 0, "status": "completed"}
             body = json.dumps({"result": result, "status": "ok", "time": 0})
