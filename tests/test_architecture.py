@@ -26,13 +26,16 @@ FLOORS = {
           embedding pinsage features averaging memorising exporting verifying
           service messages keys measures""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
-          neighbourhoods soundness door feeds exported graphs online scoring eager""",
+          neighbourhoods soundness door feeds exported graphs online scoring eager
+          served hearing""",
     3: """cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
           states.promises states.protocol states.redis states.schema states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
           models.low models.max_item models.memory models.moving_average models.outline models.popularity
           models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var
-          models.windowed""",
+          models.windowed
+          retrieval retrieval.approximate retrieval.exact retrieval.indexfile retrieval.protocol retrieval.qdrant
+          retrieval.ranks retrieval.structures retrieval.table""",
     2: """sessions catalog ragged packing ranges sequences trends follows crowd losses negatives synth metrics filters
           splits itemlist vectors impressions""",
     1: "events columns options quarantine sources tables lines times config errors files",
@@ -41,13 +44,17 @@ FLOOR = {module: floor for floor, modules in FLOORS.items() for module in module
 # What preparing, inspecting and simulating a log consist of.
 WITHOUT_TORCH = [
     *("preparation", "inspection", "histories", "synth", "cache", "catalog", "sessions", "splits", "filters"),
-    *("itemlist", "events", "options", "metrics", "streams", "states", "exported", "recommender", "server"),
+    *("itemlist", "events", "options", "metrics", "streams", "states", "exported", "online", "scoring", "hearing"),
+    *("retrieval", "retrieval.approximate", "retrieval.qdrant"),
 ]
-ONLINE, OFFLINE = ("recommender", "states"), {"training", "batching", "evaluation", "ranking", "losses", "negatives"}
-# Modules that import within functions: torch is loaded by the verbs that need it, and by names when they are used;
-# what an extra brings by those who ask for it.
-LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.exports", "verbs.runs", "verbs.servers", "states"}
-LAZY |= {"recommender", ""}
+ONLINE, OFFLINE = (
+    ("recommender", "states", "retrieval"),
+    {"training", "batching", "evaluation", "ranking", "losses", "negatives"},
+)
+# Modules that import within functions: torch is loaded by the verbs that need it, optional libraries where they are
+# asked for, and names when they are used.
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.exports", "verbs.runs", "verbs.servers"}
+LAZY |= {"retrieval", "states", "served", "serving", ""}
 
 
 def name_of(path: Path) -> str:

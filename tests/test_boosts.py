@@ -275,7 +275,8 @@ def test_online_everybody_is_heard_as_in_evaluation(cache: Cache, run: Run) -> N
     expected = {(user, time): rank for user, time, _, rank, _ in log.iter_rows()}
     events = crowded(150, 0).unique(maintain_order=True).sort("ts", maintain_order=True)
     compared, item_ids = 0, set(run.catalog.ids)
-    with Recommender.load(run, crowd=Crowd(run.model.horizons, run.catalog.size)) as rec:
+    heard = Crowd(run.model.horizons, run.catalog.size)
+    with Recommender.load(run, crowd=heard) as rec:
         for user, item, time in events.iter_rows():
             rank = expected.get((user, time))
             if rank is not None and compared < 60 and item in item_ids:
@@ -287,10 +288,9 @@ def test_online_everybody_is_heard_as_in_evaluation(cache: Cache, run: Run) -> N
         assert {one.source for one in rec.recommend("nobody")} == {"popular"}
         whole = crowd_of(cache, "test", known_rows(cache.catalog), run.model.horizons)
         assert whole is not None
-        assert rec._crowd is not None
         end = np.full(run.catalog.size, float(events["ts"].max()) + 90)  # type: ignore[arg-type]
         every = np.arange(1, run.catalog.size + 1)
-        ours, theirs = (dense(*one.at(end, every), run.catalog.size) for one in (rec._crowd, whole))
+        ours, theirs = (dense(*one.at(end, every), run.catalog.size) for one in (heard, whole))
         assert theirs[:, 2].any()
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-7)
     assert compared == 60

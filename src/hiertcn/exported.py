@@ -9,7 +9,7 @@ J boosted items of a query, n items.
 
 from __future__ import annotations
 
-__all__ = ["EXPORTED", "Exported"]
+__all__ = ["EXPORTED", "FOLDER", "Exported"]
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +35,8 @@ from hiertcn.vectors import Vectors, open_vectors
 Floats = npt.NDArray[np.float32]
 
 EXPORTED = Kind("an exported model", "hiertcn export RUN", "export the model again")
+FOLDER = "online"
+"""Within the directory of a run."""
 _NAME = "manifest.json"
 _BLOCK = 1 << 16
 # Positions of windows that are gathered at a time.

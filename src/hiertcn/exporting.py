@@ -7,7 +7,7 @@ OUT/catalog.arrow, crowd-….safetensors   as in the model directory
 
 from __future__ import annotations
 
-__all__ = ["FOLDER", "export"]
+__all__ = ["export"]
 
 import warnings
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from hiertcn.artifact import Run
 from hiertcn.catalogfile import write_catalog
 from hiertcn.crowd import Crowd
 from hiertcn.errors import ArtifactError, InputError
-from hiertcn.exported import Exported
+from hiertcn.exported import FOLDER, Exported
 from hiertcn.files import ASIDE, write_folder
 from hiertcn.graphs import Encode, Fold, field_of
 from hiertcn.manifest import checked, linked, listed, write_manifest
@@ -34,7 +34,6 @@ from hiertcn.streams import Stream
 from hiertcn.wholes import whole_batch
 
 _BLOCK = 1 << 15
-FOLDER = "online"
 """In a run: where it is exported to."""
 _NAME, _OPSET = "manifest.json", 17
 # Of the scale of what is compared.

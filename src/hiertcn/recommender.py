@@ -9,25 +9,25 @@ from __future__ import annotations
 
 __all__ = ["Kept", "Recommendation", "Recommender"]
 
-import json
-import threading
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from hiertcn.catalog import Catalog
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
 from hiertcn.errors import InputError
-from hiertcn.online import Online, Reader
-from hiertcn.scoring import Limits, Scorer, Scores, best_of
-from hiertcn.sessions import SECOND, begins_session, sessionize
+from hiertcn.hearing import Hearing
+from hiertcn.online import Online
+from hiertcn.retrieval import Index
+from hiertcn.scoring import Limits, Scorer, best_of
+from hiertcn.served import Served, served
+from hiertcn.sessions import SECOND, sessionize
 from hiertcn.states import Pick, StateStore, Status, Update, UserState, open_states
 from hiertcn.streams import Ints
 
@@ -64,27 +64,6 @@ class _Asked(NamedTuple):
     among: Ints | None = None
 
 
-class Served(Reader, Scores, Protocol):
-    """A trained model with its catalog: `Eager`, by torch, or `Exported`, without.
-
-    digest: what a long-term state depends on; withdrawn: rows that are never recommended
-    """
-
-    path: Path
-    catalog: Catalog
-    withdrawn: npt.NDArray[np.int32]
-    session_gap: float
-    max_session_events: int
-    digest: bytes
-
-    def crowd(self) -> Crowd | None:
-        """What everybody picked last in the log, to go on from; None for a model that does not read it."""
-
-    def parted(self, queries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        """([T, Q], int64 [T, J], [T, J]): the vectors of queries, the rows that they boost, 0 for none, and by how
-        much."""
-
-
 class Recommender:
     """A trained model and the states of its users. Times are seconds since 1970 UTC, or datetimes with a zone.
 
@@ -92,17 +71,21 @@ class Recommender:
     """
 
     def __init__(
-        self, model: Served, states: StateStore, crowd: Crowd | None = None, *, lateness: float = LATENESS
+        self,
+        model: Served,
+        states: StateStore,
+        crowd: Crowd | None = None,
+        *,
+        lateness: float = LATENESS,
+        index: Index | None = None,
     ) -> None:
         self.states, self.digest = states, model.digest
         self.name = f"{model.path.name}-{model.digest.hex()}"
-        self.clock: float | None = None
-        """Seconds: of the last event of anybody."""
         self._model, self._catalog, self._ids = model, model.catalog, model.catalog.ids
-        self._crowd, self._crowd_lock, self._heard = crowd or model.crowd(), threading.Lock(), 0
         self._rule = model.session_gap, model.max_session_events
+        self._hearing = Hearing(states, model.catalog, model.session_gap, crowd or model.crowd())
         self._online = Online(model, model.catalog, *self._rule, lateness)
-        self._scorer = Scorer(model)
+        self._scorer = Scorer(model, index)
         self._withdrawn = model.withdrawn.astype(np.int64)
         self._popular = model.catalog.train_events[1:].astype(np.float64)
 
@@ -127,6 +110,11 @@ class Recommender:
         # A damaged model is found before a store is made.
         model = served(run)
         return cls(model, open_states(states) if isinstance(states, str) else states, crowd, lateness=lateness)
+
+    @property
+    def clock(self) -> float | None:
+        """Seconds: when the last event of anybody was, that was heard of; None before the first one."""
+        return self._hearing.clock
 
     def close(self) -> None:
         """Close the store."""
@@ -165,14 +153,14 @@ class Recommender:
                 for number, pick in picks:
                     state, statuses[number] = state.followed_by(pick, self._catalog.order)
                     if statuses[number] == "applied":
-                        told_all.append(self._told(state, pick))
+                        told_all.append(self._hearing.told(state, pick))
                 states.append(state)
             found = self._online.folded(states)
             return Update([state.to_bytes(self.digest) for state in found], told_all)
 
         if users:
             self.states.update(list(users), change)
-            self.listen()
+            self._hearing.listen()
         return statuses
 
     def recommend(
@@ -283,19 +271,6 @@ class Recommender:
         pick = pick_of(event)
         return pick._replace(shown=self._online.kept_of(pick.item, pick.shown)) if pick.shown else pick
 
-    def _told(self, state: UserState, pick: Pick) -> bytes:
-        """An entry of the journal: a pick, and what the same person picked before in the session."""
-        before, last = "", pick.time
-        place = state.times.index(pick.time)
-        for item, time in zip(state.items[:place][::-1], state.times[:place][::-1], strict=True):
-            if begins_session(time, last, self._rule[0]):
-                break
-            last = time
-            if self._catalog.row(item):
-                before = item
-                break
-        return json.dumps([pick.time, pick.item, before]).encode()
-
     def kept_of(self, user: Id) -> Kept | None:
         """What the store holds of a user; None for nobody."""
         value = self.states.get([_key(user)])[0]
@@ -309,24 +284,18 @@ class Recommender:
         )
 
     def listen(self) -> None:
-        """Let the crowd hear what all that share the store were told since."""
-        with self._crowd_lock:
-            while entries := self.states.journal(self._heard):
-                for self._heard, entry in entries:
-                    at, item, before = json.loads(entry)
-                    self.clock = max(self.clock or 0.0, at / SECOND)
-                    if self._crowd is not None:
-                        self._crowd.observe(self._catalog.row(item), at / SECOND, self._catalog.row(before))
+        """Hear what all that share the store were told since."""
+        self._hearing.listen()
 
     def _queries(self, asked: Sequence[_Asked], keys: Ints | None = None) -> npt.NDArray[Any]:
         """[U, Q]: of the moments asked about."""
         states = [one.state for one in asked]
         stream = self._online.asked(states, np.array([one.moment for one in asked], dtype=np.int64), keys)
-        with self._crowd_lock:
-            return self._model.forward(stream, self._online.initial(states), self._crowd)[0]
+        with self._hearing.crowd() as crowd:
+            return self._model.forward(stream, self._online.initial(states), crowd)[0]
 
     def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
-        hears = self._crowd is not None
+        hears = self._hearing.hears
         warm = [n for n, one in enumerate(asked) if (hears and one.moment) or len(self._rows(one.state.items))]
         limits = [Limits(one.k, self._hidden(one.hidden), one.among) for one in asked]
         out = [(best_of(self._popular, limit), "popular") for limit in limits]
@@ -344,18 +313,6 @@ class Recommender:
 
     def _hidden(self, rows: Ints | None) -> Ints:
         return self._withdrawn if rows is None else np.union1d(rows, self._withdrawn)
-
-
-def served(run: str | Path | Run) -> Served:
-    """The model of a directory, by torch, or without where `hiertcn export` wrote it. Raises ArtifactError."""
-    if isinstance(run, str | Path) and any(Path(run).glob("encode*.onnx")):
-        from hiertcn.exported import Exported
-
-        return Exported(run)
-    from hiertcn.artifact import Run
-    from hiertcn.eager import Eager
-
-    return Eager(run if isinstance(run, Run) else Run(run))
 
 
 def _key(user: Id) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["check_bind", "serve"]
+__all__ = ["check_bind", "online_form", "serve"]
 
 import asyncio
 import ipaddress
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hiertcn.errors import InputError
+from hiertcn.exported import FOLDER, Exported
 from hiertcn.server import SLOW, Server
 
 CONNECTIONS = 4096
@@ -84,6 +87,22 @@ def check_bind(host: str, keys: bool, openly: bool) -> None:
             f"{host[:80]} can be reached from elsewhere, and there are no keys, so anybody could do anything. Give "
             "--keys FILE (see `hiertcn key`), or bind 127.0.0.1, or choose --open if that is meant."
         )
+
+
+def online_form(run: Path, say: Callable[[str], None]) -> Exported:
+    """What `hiertcn export` wrote as `run`, or of the run `run`; where that was not exported as it is now, it is first,
+    by torch."""
+    if any(run.glob("encode*.onnx")):
+        return Exported(run)
+    folder = run / FOLDER
+    if any(folder.glob("encode*.onnx")):
+        found = Exported(folder)
+        if found.source == json.loads((run / "manifest.json").read_text())["sha256"]:
+            return found
+    say(f"{run} is exported to {folder}, so that it is served without torch")
+    from hiertcn.exporting import export
+
+    return Exported(export(run))
 
 
 def serve(server: Server, host: str, port: int, started: Callable[[], None]) -> None:

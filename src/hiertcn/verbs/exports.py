@@ -45,8 +45,7 @@ def verify(
     Ends with 1 where a score differs by more than 1e-5 of the largest one of the same event.
     """
     from hiertcn.artifact import Run
-    from hiertcn.exported import Exported
-    from hiertcn.exporting import FOLDER
+    from hiertcn.exported import FOLDER, Exported
     from hiertcn.verifying import verify as verify_run
 
     columns = Columns(user=user_column, item=item_column, time=time_column)

@@ -16,24 +16,36 @@ from hiertcn.verbs.flags import RunFolder, say
 def serve(
     run: RunFolder,
     state: Annotated[str, typer.Option(help="memory:, sqlite:///FILE or redis://HOST.")] = "sqlite:///states.db",
+    index: Annotated[str, typer.Option(help="exact, faiss, faiss:hnsw, faiss:ivfpq or qdrant://HOST.")] = "exact",
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A TOML file of API keys, see `hiertcn key`.")] = None,
     openly: Annotated[bool, typer.Option("--open", help="Bind any address without keys.")] = False,
+    durability: Annotated[str, typer.Option(help="fsync: acknowledged survives a power cut; os: a kill.")] = "fsync",
 ) -> None:
-    """Recommend over HTTP: take in events, keep every user's state, answer with the next items."""
+    """Recommend over HTTP: take in events, keep every user's state, answer with the next items.
+
+    A model that `hiertcn export` wrote needs no torch; a run that was not exported yet is, first.
+    """
     from hiertcn.keys import Keys
     from hiertcn.recommender import Recommender
+    from hiertcn.retrieval import open_index
+    from hiertcn.scoring import compared
     from hiertcn.server import Server
     from hiertcn.service import Service
-    from hiertcn.serving import check_bind
+    from hiertcn.serving import check_bind, online_form
     from hiertcn.serving import serve as serve_on
+    from hiertcn.states import open_states
 
     known = Keys.read(keys) if keys else Keys()
     check_bind(host, len(known) > 0, openly)
-    with Recommender.load(run, state) as recommender, Service(recommender) as service:
-        server = Server(service, known)
-        serve_on(server, host, port, lambda: say(f"http://{host}:{port} serves {run}"))
+    model = online_form(run, say)
+    with (
+        open_index(index, compared(model), cache=model.path / "index") as found,
+        open_states(state, durability, say) as states,  # type: ignore[arg-type]
+        Service(Recommender(model, states, index=found)) as service,
+    ):
+        serve_on(Server(service, known), host, port, lambda: say(f"http://{host}:{port} serves {model.path}"))
 
 
 def key(role: Annotated[str, typer.Option(help="read, write or admin.")] = "write") -> None:

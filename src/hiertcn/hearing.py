@@ -1,0 +1,61 @@
+"""What all who share a store are told of picks, through its journal: so that every one of them hears the same crowd."""
+
+from __future__ import annotations
+
+__all__ = ["Hearing"]
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from hiertcn.catalog import Catalog
+from hiertcn.crowd import Crowd
+from hiertcn.sessions import SECOND, begins_session
+from hiertcn.states import Pick, StateStore, UserState
+
+
+class Hearing:
+    """The crowd of a model, None for one that reads none, as it goes on with what the store was told.
+
+    clock: seconds: when the last event of anybody was; None before the first one
+    """
+
+    def __init__(self, store: StateStore, catalog: Catalog, session_gap: float, crowd: Crowd | None) -> None:
+        self._store, self._catalog, self._gap = store, catalog, session_gap
+        self._crowd, self._lock, self._heard = crowd, threading.Lock(), 0
+        self.clock: float | None = None
+
+    @property
+    def hears(self) -> bool:
+        """Whether there is a crowd."""
+        return self._crowd is not None
+
+    @contextmanager
+    def crowd(self) -> Iterator[Crowd | None]:
+        """The crowd, while nothing changes it."""
+        with self._lock:
+            yield self._crowd
+
+    def listen(self) -> None:
+        """Take in what was told since."""
+        with self._lock:
+            while entries := self._store.journal(self._heard):
+                for self._heard, entry in entries:
+                    at, item, before = json.loads(entry)
+                    self.clock = max(self.clock or 0.0, at / SECOND)
+                    if self._crowd is not None:
+                        self._crowd.observe(self._catalog.row(item), at / SECOND, self._catalog.row(before))
+
+    def told(self, state: UserState, pick: Pick) -> bytes:
+        """An entry of the journal: a pick that is in `state`, and what the same person picked before in the session."""
+        before, last = "", pick.time
+        place = state.times.index(pick.time)
+        for item, time in zip(state.items[:place][::-1], state.times[:place][::-1], strict=True):
+            if begins_session(time, last, self._gap):
+                break
+            last = time
+            if self._catalog.row(item):
+                before = item
+                break
+        return json.dumps([pick.time, pick.item, before]).encode()

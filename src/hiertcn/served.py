@@ -1,0 +1,46 @@
+"""A trained model with its catalog, as what answers people needs it: by torch, or without where it was exported."""
+
+from __future__ import annotations
+
+__all__ = ["Served", "served"]
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hiertcn.catalog import Catalog
+from hiertcn.crowd import Crowd
+from hiertcn.online import Reader
+from hiertcn.scoring import Scores
+
+if TYPE_CHECKING:
+    from hiertcn.artifact import Run
+
+
+class Served(Reader, Scores, Protocol):
+    """digest: what a long-term state depends on; withdrawn: rows that are never recommended"""
+
+    path: Path
+    catalog: Catalog
+    withdrawn: npt.NDArray[np.int32]
+    session_gap: float
+    max_session_events: int
+    digest: bytes
+
+    def crowd(self) -> Crowd | None:
+        """What everybody picked last in the log, to go on from; None for a model that does not read it."""
+
+
+def served(run: str | Path | Run) -> Served:
+    """The model of a run, by torch, or of what `hiertcn export` wrote. Raises ArtifactError for a damaged or any other
+    directory."""
+    if isinstance(run, str | Path) and any(Path(run).glob("encode*.onnx")):
+        from hiertcn.exported import Exported
+
+        return Exported(run)
+    from hiertcn.artifact import Run
+    from hiertcn.eager import Eager
+
+    return Eager(run if isinstance(run, Run) else Run(run))
