@@ -57,6 +57,16 @@ class Catalog:
         return digest.hexdigest()
 
     @cached_property
+    def titles(self) -> dict[int, str]:
+        """By row, of the items that have one."""
+        rows = self.items[: self.size].select("title").with_row_index("row", offset=1).drop_nulls()
+        return dict(rows.iter_rows())
+
+    @cached_property
+    def _texts(self) -> bool:
+        return self.items["item_id"].dtype == pl.String
+
+    @cached_property
     def _row_of(self) -> dict[Any, int]:
         return dict(zip(self.ids.to_list(), range(1, self.size + 1), strict=True))
 
@@ -66,14 +76,14 @@ class Catalog:
 
     def coerce(self, item_id: str | int) -> str | int | None:
         """The id in the type the log has: "17" finds item 17 of a log of integers, and 17 finds "17"."""
-        if self.items["item_id"].dtype == pl.String:
+        if self._texts:
             return str(item_id)
         # `int` takes more than a log does: "1_7", " 17 ", digits of other scripts.
         return int(item_id) if not isinstance(item_id, str) or _WHOLE.fullmatch(item_id) else None
 
     def order(self, item_id: str) -> tuple[int, str]:
         """By which ids of the log's type come in the order that a log is prepared in; others come first."""
-        if self.items["item_id"].dtype == pl.String:
+        if self._texts:
             return 0, item_id
         number = self.coerce(item_id)
         return (-(2**63) - 1, item_id) if number is None else (int(number), "")

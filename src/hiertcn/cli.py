@@ -60,6 +60,7 @@ for verb, example in (
     (runs.recommend, "recommend runs/a --user u1 -k 10 --exclude-seen"),
     (servers.serve, "serve runs/a --state sqlite:///states.db --port 8000"),
     (servers.key, "key --role write"),
+    (servers.bench, "bench http://127.0.0.1:8000 runs/a --rate 1000 --seconds 60"),
     (exports.export, "export runs/a --out online"),
     (exports.verify, "verify runs/a events.parquet --users 100"),
     (runs.embed_users, "embed-users runs/a cache --out users.parquet"),

@@ -203,13 +203,26 @@ def decoded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise Refused(422, "invalid", f"{message}.", field) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)
-        if "surrogate" in text or "utf-8" in text.lower():
+        if "utf-8" in text.lower() or _halves(bytes(body)):
             raise Refused(422, "invalid_text", "The body holds text that is no UTF-8. Send UTF-8.") from None
         raise Refused(400, "invalid_json", f"The body is no JSON: {text}.") from None
     except RecursionError:
         raise Refused(400, "invalid_json", "The body is nested too deeply. Send a request as documented.") from None
     _refuse_duplicates(bytes(body))
     return found
+
+
+def _halves(body: bytes) -> bool:
+    """Whether it would be JSON but for half a pair of surrogates."""
+    try:
+        json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _no_number(_: str) -> None:
+    raise ValueError
 
 
 def _refuse_duplicates(body: bytes) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Estimate", "colour", "comparison", "curves", "gains", "recalls", "segments"]
+__all__ = ["Estimate", "colour", "comparison", "curves", "gains", "latency_plot", "recalls", "segments"]
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from hiertcn.loading import Latencies
 
 Floats = npt.NDArray[np.float64]
 Estimate = tuple[float, float, float]
@@ -175,3 +178,16 @@ def _picture(title: str, height: float, draw: Any) -> str:
     opened = svg.index(">") + 1
     dressed = f"{svg[:opened]}{_DRESS}{svg[opened:]}"
     return f"data:image/svg+xml;base64,{base64.b64encode(dressed.encode()).decode()}"
+
+
+def latency_plot(found: Latencies, file: Path) -> None:
+    """Write the share of requests that took longer, by milliseconds, as PNG, SVG or PDF."""
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    taken = 1000 * np.sort(found.seconds)
+    axes.loglog(taken, 1 - np.arange(len(taken)) / max(len(taken), 1), color=colour(0))
+    axes.set_xlabel("milliseconds")
+    axes.set_ylabel("share of requests that took longer")
+    axes.set_title(f"{found.load.kind}, {found.load.rate:,.0f} requests/s for {found.load.seconds:g} s")
+    axes.grid(alpha=0.3)
+    figure.savefig(file)

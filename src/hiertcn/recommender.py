@@ -81,7 +81,8 @@ class Recommender:
     ) -> None:
         self.states, self.digest = states, model.digest
         self.name = f"{model.path.name}-{model.digest.hex()}"
-        self._model, self._catalog, self._ids = model, model.catalog, model.catalog.ids
+        self._model, self._catalog = model, model.catalog
+        self._ids, self._titles = model.catalog.ids.to_list(), model.catalog.titles
         self._rule = model.session_gap, model.max_session_events
         self._hearing = Hearing(states, model.catalog, model.session_gap, crowd or model.crowd())
         self._online = Online(model, model.catalog, *self._rule, lateness)
@@ -224,15 +225,17 @@ class Recommender:
 
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
         """[Q]: the vector whose scores, with the model's boosts, rank the next item; `time` as in `recommend`."""
-        asked = self._asked(Ask(user, time=time), self._state(self.states.get([_key(user)])[0]))
-        found: npt.NDArray[Any] = self._model.parted(self._queries([asked]))[0][0]
+        found: npt.NDArray[Any] = self._model.parted(self._query(user, time))[0][0]
         return found
 
     def scores(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
         """[n]: the model's scores of the whole catalog, in the order of its rows; `time` as in `recommend`."""
-        asked = self._asked(Ask(user, time=time), self._state(self.states.get([_key(user)])[0]))
-        found: npt.NDArray[Any] = self._model.score(self._queries([asked]))[0]
+        found: npt.NDArray[Any] = self._model.score(self._query(user, time))[0]
         return found
+
+    def _query(self, user: Id, time: Time | None) -> npt.NDArray[Any]:
+        value = self.states.get([_key(user)])[0]
+        return self._queries([self._asked(Ask(user, time=time), self._state(value))])
 
     def knows(self, item: Id) -> bool:
         """Whether the catalog holds it."""
@@ -244,12 +247,8 @@ class Recommender:
 
     def delete(self, user: Id, until: Time | None = None) -> None:
         """Forget all events of a user; those up to `until` that come later, too."""
-        key = _key(user)
-        if until is None:
-            self.states.forget(key)
-            return
-        forgotten = UserState(forgotten=microseconds(until)).to_bytes(self.digest)
-        self.states.forget(key, forgotten)
+        forgotten = None if until is None else UserState(forgotten=microseconds(until)).to_bytes(self.digest)
+        self.states.forget(_key(user), forgotten)
 
     def _asked(self, ask: Ask, state: UserState) -> _Asked:
         at = state.latest if ask.time is None else max(microseconds(ask.time), state.latest)
@@ -296,16 +295,17 @@ class Recommender:
 
     def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
         hears = self._hearing.hears
-        warm = [n for n, one in enumerate(asked) if (hears and one.moment) or len(self._rows(one.state.items))]
+        warm = {n: one for n, one in enumerate(asked) if (hears and one.moment) or len(self._rows(one.state.items))}
         limits = [Limits(one.k, self._hidden(one.hidden), one.among) for one in asked]
-        out = [(best_of(self._popular, limit), "popular") for limit in limits]
-        if warm:
-            queries = self._queries([asked[n] for n in warm], keys)
-            for n, best in zip(warm, self._scorer.best(queries, [limits[n] for n in warm]), strict=True):
-                out[n] = best, "model"
+        queries = self._queries(list(warm.values()), keys) if warm else None
+        found = iter(() if queries is None else self._scorer.best(queries, [limits[n] for n in warm]))
+        out = [
+            (next(found), "model") if n in warm else (best_of(self._popular, limit), "popular")
+            for n, limit in enumerate(limits)
+        ]
         return [
             [
-                Recommendation(self._ids[row - 1], score, self._catalog.title(row), source)
+                Recommendation(self._ids[row - 1], score, self._titles.get(row), source)
                 for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
             ]
             for best, source in out

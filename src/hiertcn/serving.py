@@ -7,7 +7,9 @@ __all__ = ["check_bind", "online_form", "serve"]
 import asyncio
 import ipaddress
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -58,22 +60,34 @@ class Protocol(HttpToolsProtocol):
 class _Process(uvicorn.Server):
     """The first signal ends readiness at once and the server after a grace; the second one ends it now."""
 
-    def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, server: Server, started: Callable[[int], None]) -> None:
         super().__init__(config)
         self._server, self._started = server, started
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._started()
+            self._started(self.servers[0].sockets[0].getsockname()[1])
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # Not uvicorn's own, which ends the process by the signal once all is done.
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self._server.ready:
-            super().handle_exit(sig, frame)
-            self.force_exit = True
+            self.should_exit = self.force_exit = True
             return
         self._server.ready = False
-        asyncio.get_running_loop().call_later(GRACE, super().handle_exit, sig, frame)
+        asyncio.get_running_loop().call_later(GRACE, self._leave)
+
+    def _leave(self) -> None:
+        self.should_exit = True
 
 
 def check_bind(host: str, keys: bool, openly: bool) -> None:
@@ -105,8 +119,9 @@ def online_form(run: Path, say: Callable[[str], None]) -> Exported:
     return Exported(export(run))
 
 
-def serve(server: Server, host: str, port: int, started: Callable[[], None]) -> None:
-    """Answer until a signal comes. What was acknowledged is stored; what is under way has some seconds to end."""
+def serve(server: Server, host: str, port: int, started: Callable[[int], None]) -> None:
+    """Answer at `port` (0: any that is free; `started` is told which) until a signal comes. What was acknowledged is
+    stored; what is under way has some seconds to end."""
     config = uvicorn.Config(
         server.app,
         host=host,

@@ -1,15 +1,18 @@
-"""Verbs around a server: serve, key."""
+"""Verbs around a server: serve, key, bench."""
 
 from __future__ import annotations
 
-__all__ = ["key", "serve"]
+__all__ = ["bench", "key", "serve"]
 
+import asyncio
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hiertcn.errors import InputError
+from hiertcn.files import write_text
 from hiertcn.verbs.flags import RunFolder, say
 
 
@@ -18,7 +21,7 @@ def serve(
     state: Annotated[str, typer.Option(help="memory:, sqlite:///FILE or redis://HOST.")] = "sqlite:///states.db",
     index: Annotated[str, typer.Option(help="exact, faiss, faiss:hnsw, faiss:ivfpq or qdrant://HOST.")] = "exact",
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A TOML file of API keys, see `hiertcn key`.")] = None,
     openly: Annotated[bool, typer.Option("--open", help="Bind any address without keys.")] = False,
     durability: Annotated[str, typer.Option(help="fsync: acknowledged survives a power cut; os: a kill.")] = "fsync",
@@ -45,7 +48,7 @@ def serve(
         open_states(state, durability, say) as states,  # type: ignore[arg-type]
         Service(Recommender(model, states, index=found)) as service,
     ):
-        serve_on(Server(service, known), host, port, lambda: say(f"http://{host}:{port} serves {model.path}"))
+        serve_on(Server(service, known), host, port, lambda at: say(f"http://{host}:{at} serves {model.path}"))
 
 
 def key(role: Annotated[str, typer.Option(help="read, write or admin.")] = "write") -> None:
@@ -57,3 +60,35 @@ def key(role: Annotated[str, typer.Option(help="read, write or admin.")] = "writ
     made, digest = new_key()
     typer.echo(made)
     say(f'Keep it; it is stored nowhere. In the file for --keys: {role} = ["{digest}"]')
+
+
+def bench(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A server, http://HOST:PORT.")],
+    run: RunFolder,
+    rate: Annotated[float, typer.Option(help="Requests a second, whatever comes back.", min=0.1)] = 100.0,
+    seconds: Annotated[float, typer.Option(help="How long.", min=0.1)] = 10.0,
+    kind: Annotated[str, typer.Option(help="observe, recommend, or events (100 a request).")] = "observe",
+    users: Annotated[int, typer.Option(help="People that are drawn, a few of them often.", min=1)] = 100_000,
+    k: Annotated[int, typer.Option("-k", min=1, max=500)] = 50,
+    api_key: Annotated[str | None, typer.Option(envvar="HIERTCN_API_KEY", help="An API key.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the latencies (PNG, SVG, PDF).")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures.")] = None,
+) -> None:
+    """Put a server under load with made-up events on a model's items, and say how long answers take.
+
+    Requests go out when they are due; a latency counts from then. Its people stay in the server's store.
+    """
+    from hiertcn.loading import Load, load
+    from hiertcn.served import served
+
+    ids = served(run).catalog.ids.to_list()
+    found = asyncio.run(load(url, Load(rate, seconds, kind, users, k), ids, api_key))
+    typer.echo(found)
+    if json_file:
+        write_text(json_file, json.dumps(found.as_json(), indent=1))
+    if plot:
+        from hiertcn.pictures import latency_plot
+
+        latency_plot(found, plot)
+    if found.errors:
+        raise typer.Exit(1)

@@ -1,0 +1,188 @@
+"""Load on a server, open loop: requests go out when they are due, whatever has come back, and a latency counts from
+when its request was due. Else a server that halts would be asked less just then, and look quick (coordinated omission).
+"""
+
+from __future__ import annotations
+
+__all__ = ["Latencies", "Load", "load"]
+
+import asyncio
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+from hiertcn.errors import InputError, StorageError
+
+CONNECTIONS = 256
+PERCENTILES = (50, 90, 99, 99.9)
+
+
+@dataclass(frozen=True)
+class Load:
+    """rate: requests a second. users: drawn among so many, the first ones often. kind: "observe", "recommend", or
+    "events", of `together` events each."""
+
+    rate: float
+    seconds: float
+    kind: str = "observe"
+    users: int = 100_000
+    k: int = 50
+    together: int = 100
+    seed: int = 0
+
+
+@dataclass
+class Latencies:
+    """Seconds of each request that was answered, from when it was due; answers by HTTP status, 0 for none."""
+
+    load: Load
+    seconds: npt.NDArray[np.float64]
+    statuses: Counter[int] = field(default_factory=Counter)
+    took: float = 0.0
+
+    @property
+    def errors(self) -> int:
+        """Requests that got no answer of 200."""
+        return sum(count for status, count in self.statuses.items() if status != 200)
+
+    def as_json(self) -> dict[str, Any]:
+        """Ready for `json.dumps`; latencies in milliseconds."""
+        found = np.percentile(self.seconds, PERCENTILES) if len(self.seconds) else [float("nan")] * len(PERCENTILES)
+        return {
+            "kind": self.load.kind,
+            "rate": self.load.rate,
+            "answered_per_second": len(self.seconds) / self.took,
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "milliseconds": {f"p{p:g}": 1000 * float(v) for p, v in zip(PERCENTILES, found, strict=True)},
+        }
+
+    def __str__(self) -> str:
+        found = self.as_json()
+        times = ", ".join(f"{name} {value:.1f} ms" for name, value in found["milliseconds"].items())
+        answers = ", ".join(f"{count:,} × {status}" for status, count in found["statuses"].items())
+        rates = f"{self.load.rate:,.0f}/s asked, {found['answered_per_second']:,.0f}/s answered"
+        return f"{self.load.kind}, {rates}: {times}; answers: {answers}"
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    def __init__(self, free: deque[_Connection]) -> None:
+        self._free, self._buffer = free, bytearray()
+        self.answered: asyncio.Future[int] | None = None
+        self.transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        head = bytes(self._buffer[:end]).lower()
+        place = head.find(b"content-length:")
+        length = int(head[place + 15 :].split(b"\r\n", 1)[0]) if place >= 0 else 0
+        if len(self._buffer) < end + 4 + length:
+            return
+        del self._buffer[: end + 4 + length]
+        self._answer(int(head[9:12]))
+        if b"connection: close" in head:
+            self.transport.close()
+        else:
+            self._free.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._answer(0)
+
+    def _answer(self, status: int) -> None:
+        if self.answered is not None and not self.answered.done():
+            self.answered.set_result(status)
+
+
+async def load(url: str, load: Load, items: Sequence[str | int], key: str | None = None) -> Latencies:
+    """Ask the server at `url`, about people that pick `items`. key: an API key.
+
+    Raises InputError for a url that can't be, StorageError where nobody listens.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise InputError(f"{url[:80]!r} is no address of a server; expected http://HOST:PORT. Give one.")
+    requests = _requests(load, items, parts.netloc, key)
+    free: deque[_Connection] = deque()
+    loop, host, port = asyncio.get_running_loop(), parts.hostname, parts.port or 80
+    opened = 0
+    seconds: list[float] = []
+    statuses: Counter[int] = Counter()
+
+    async def ask(body: bytes, due: float) -> None:
+        nonlocal opened
+        while not free:
+            if opened < CONNECTIONS:
+                opened += 1
+                try:
+                    _, made = await loop.create_connection(lambda: _Connection(free), host, port)
+                except OSError as error:
+                    opened -= 1
+                    statuses[0] += 1
+                    if not seconds:
+                        raise StorageError(f"Nobody answers at {url}: {error}. Start `hiertcn serve RUN`.") from error
+                    return
+                free.append(made)
+            else:
+                await asyncio.sleep(0.001)
+        connection = free.popleft()
+        while connection.transport.is_closing() and free:
+            connection = free.popleft()
+        connection.answered = loop.create_future()
+        connection.transport.write(body)
+        status = await connection.answered
+        opened -= status == 0
+        statuses[status] += 1
+        if status == 200:
+            seconds.append(time.perf_counter() - due)
+
+    begun = time.perf_counter()
+    asked = []
+    for number, body in enumerate(requests):
+        due = begun + number / load.rate
+        if (wait := due - time.perf_counter()) > 0:
+            await asyncio.sleep(wait)
+        asked.append(asyncio.ensure_future(ask(body, due)))
+    await asyncio.gather(*asked)
+    return Latencies(load, np.array(seconds), statuses, time.perf_counter() - begun)
+
+
+def _requests(load: Load, items: Sequence[str | int], host: str, key: str | None) -> list[bytes]:
+    random, count = np.random.default_rng(load.seed), int(load.rate * load.seconds)
+    each = load.together if load.kind == "events" else 1
+    users = (load.users * random.random(count * each) ** 3).astype(int)
+    picked = [items[place] for place in random.integers(0, len(items), count * each)]
+    now, run = int(time.time()), random.integers(0, 2**62)
+    path = {"observe": "/v1/observe", "recommend": "/v1/recommend", "events": "/v1/events"}.get(load.kind)
+    if path is None:
+        raise InputError(f"The kind of load is {load.kind[:80]!r}; expected observe, recommend or events.")
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    head += f"authorization: Bearer {key}\r\n" if key else ""
+
+    def event(at: int) -> dict[str, Any]:
+        moment = now + int(at / each / load.rate)
+        return {"event_id": f"{run}-{at}", "user_id": f"u{users[at]}", "item_id": picked[at], "time": moment}
+
+    out = []
+    for number in range(count):
+        body: dict[str, Any] = {"user_id": f"u{users[number]}", "k": load.k}
+        if load.kind == "observe":
+            body = {"event": event(number), "k": load.k}
+        elif load.kind == "events":
+            body = {"events": [event(number * each + place) for place in range(each)]}
+        data = json.dumps(body).encode()
+        out.append(head.encode() + f"content-length: {len(data)}\r\n\r\n".encode() + data)
+    return out
