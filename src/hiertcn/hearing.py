@@ -14,16 +14,20 @@ from hiertcn.crowd import Crowd
 from hiertcn.sessions import SECOND, begins_session
 from hiertcn.states import Pick, StateStore, UserState
 
+# Entries of a journal that are kept, and how many more there may be before it is trimmed.
+KEPT, MORE = 100_000, 20_000
+
 
 class Hearing:
-    """The crowd of a model, None for one that reads none, as it goes on with what the store was told.
+    """The crowd of a model, None for one that reads none, as it goes on with what the store was told: of that, the last
+    100,000 picks at least.
 
     clock: seconds: when the last event of anybody was; None before the first one
     """
 
     def __init__(self, store: StateStore, catalog: Catalog, session_gap: float, crowd: Crowd | None) -> None:
         self._store, self._catalog, self._gap = store, catalog, session_gap
-        self._crowd, self._lock, self._heard = crowd, threading.Lock(), 0
+        self._crowd, self._lock, self._heard, self._trimmed = crowd, threading.Lock(), 0, 0
         self.clock: float | None = None
 
     @property
@@ -46,6 +50,9 @@ class Hearing:
                     self.clock = max(self.clock or 0.0, at / SECOND)
                     if self._crowd is not None:
                         self._crowd.observe(self._catalog.row(item), at / SECOND, self._catalog.row(before))
+            if self._heard - self._trimmed > KEPT + MORE:
+                self._trimmed = self._heard - KEPT
+                self._store.trim(self._trimmed)
 
     def told(self, state: UserState, pick: Pick) -> bytes:
         """An entry of the journal: a pick that is in `state`, and what the same person picked before in the session."""

@@ -13,16 +13,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from hiertcn.door import Ask, Event
+from hiertcn.errors import StorageError
 from hiertcn.recommender import Recommendation, Recommender
 from hiertcn.states import Status
 
 TOGETHER = 64
 WAITING = 512
+# Seconds after which it is asked what others who share the store were told.
+LISTENING = 1.0
 
 
 class Overloaded(Exception):
@@ -48,7 +52,7 @@ class Service:
     def __init__(self, recommender: Recommender, waiting: int = WAITING) -> None:
         self.recommender = recommender
         self._most, self._queue = waiting, deque[Work]()
-        self._wake, self._closing = threading.Condition(), False
+        self._wake, self._closing, self._listened = threading.Condition(), False, float("-inf")
         self.beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
@@ -88,16 +92,24 @@ class Service:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._queue and not self._closing:
-                    self.beat = time.monotonic()
-                    self._wake.wait(1.0)
-                if not self._queue:
+                if not self._queue and self._closing:
                     return
+                if not self._queue:
+                    self._wake.wait(LISTENING)
                 batch = [self._queue.popleft() for _ in range(min(TOGETHER, len(self._queue)))]
             self.beat = time.monotonic()
-            self._follow(batch)
-            # One call for a whole batch: each wakes the loop.
-            batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
+            if self.beat - self._listened > LISTENING:
+                self._listen()
+            if batch:
+                self._follow(batch)
+                # One call for a whole batch: each wakes the loop.
+                batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
+
+    def _listen(self) -> None:
+        self._listened = self.beat
+        # A store that fails is told to who asks for something.
+        with suppress(StorageError):
+            self.recommender.listen()
 
     def _follow(self, batch: Sequence[Work]) -> None:
         recommender = self.recommender

@@ -1,0 +1,197 @@
+"""Requests that wait together: answered as one by one, shed when too many wait, told of a store that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from exports import CONFIGS, ITEMS
+from hiertcn.artifact import Run
+from hiertcn.crowd import Crowd
+from hiertcn.door import Ask, Event
+from hiertcn.errors import StorageError
+from hiertcn.exported import Exported
+from hiertcn.exporting import export
+from hiertcn.recommender import Recommender
+from hiertcn.retrieval import ExactIndex
+from hiertcn.scoring import Limits, Scorer, compared
+from hiertcn.server import Server
+from hiertcn.service import Overloaded, Service, Work
+from hiertcn.states import MemoryStates, StateStore
+from people import FULL, START, assert_alike, catalog_of, run_of
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_of(tmp_path_factory.mktemp("runs") / "run", FULL, catalog_of("abcde"))
+
+
+class Failing(MemoryStates):
+    """A store that can be told to fail, or to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails, self.open = False, threading.Event()
+        self.open.set()
+
+    def _check(self) -> None:
+        self.open.wait(20)
+        if self.fails:
+            raise StorageError("the disk is full")
+
+    def get(self, keys: Any) -> Any:
+        self._check()
+        return super().get(keys)
+
+    def update(self, keys: Any, fn: Any) -> None:
+        self._check()
+        super().update(keys, fn)
+
+
+def pick(number: int) -> Event:
+    return Event(f"u{number % 5}", "abcdex"[number % 6], START + 40 * number, f"e{number}")
+
+
+def service_of(run: Run, states: StateStore, **options: Any) -> Service:
+    return Service(Recommender.load(run, states), **options)
+
+
+def test_what_waits_together_is_answered_as_one_by_one(run: Run) -> None:
+    alone, states = Recommender.load(run), Failing()
+
+    async def ask_all(service: Service) -> list[Work]:
+        states.open.clear()
+        asked = []
+        for number in range(40):
+            asked.append(asyncio.ensure_future(service.do(Work([pick(number)], Ask(f"u{number % 5}", 5)))))
+            # The first one is begun, and the others wait for it.
+            await asyncio.sleep(0.001)
+            while service.waiting != number:
+                await asyncio.sleep(0.001)
+        states.open.set()
+        return list(await asyncio.gather(*asked))
+
+    with service_of(run, states) as service:
+        done = asyncio.run(ask_all(service))
+    assert [work.statuses for work in done] == [[alone.observe_many([pick(n)])[0]] for n in range(40)]
+    # All of one batch are taken in before any is answered.
+    for number in range(35, 40):
+        assert_alike(done[number].found, alone.recommend(f"u{number % 5}", 5))
+
+
+def test_too_many_are_shed_at_once_and_then_it_goes_on(run: Run) -> None:
+    states = Failing()
+
+    async def overload(service: Service) -> tuple[int, int]:
+        states.open.clear()
+        asked = [asyncio.ensure_future(service.do(Work([pick(n)]))) for n in range(50)]
+        await asyncio.sleep(0.05)
+        shed = sum(one.done() and isinstance(one.exception(), Overloaded) for one in asked)
+        states.open.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await service.do(Work([pick(99)]))
+        return shed, sum(isinstance(one, Work) for one in found)
+
+    with service_of(run, states, waiting=8) as service:
+        shed, done = asyncio.run(overload(service))
+    assert (shed, done) in [(50 - 8 - taken, 8 + taken) for taken in (0, 1, 2, 3)]
+
+
+def test_a_store_that_fails_is_told_and_answers_are_marked(run: Run) -> None:
+    states = Failing()
+    body = {"event_id": "e", "user_id": "u", "item_id": "a", "time": START}
+
+    async def ask(server: Server, path: str, given: Any) -> tuple[int, Any, dict[bytes, bytes]]:
+        import json
+
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": json.dumps(given).encode(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "http_version": "1.1"}
+        scope |= {"headers": [(b"content-type", b"application/json")], "root_path": "", "scheme": "http"}
+        await server.app(scope, receive, send)
+        return sent[0]["status"], json.loads(sent[1]["body"]), dict(sent[0]["headers"])
+
+    async def all_of_it(server: Server) -> None:
+        assert (await ask(server, "/v1/events", {"events": [body]}))[1]["results"][0]["status"] == "applied"
+        states.fails = True
+        status, said, headers = await ask(server, "/v1/events", {"events": [body | {"event_id": "f"}]})
+        assert (status, said["error"]["code"], headers[b"retry-after"]) == (503, "store_unavailable", b"1")
+        status, said, _ = await ask(server, "/v1/recommend", {"user_id": "u", "k": 2})
+        assert (status, said["source"], [one["item_id"] for one in said["items"]]) == (200, "degraded", ["a", "b"])
+        states.fails = False
+        status, said, _ = await ask(server, "/v1/events", {"events": [body | {"event_id": "f", "time": START + 1}]})
+        assert said["results"][0]["status"] == "applied"
+        assert (await ask(server, "/v1/recommend", {"user_id": "u"}))[1]["source"] == "model"
+
+    with service_of(run, states) as service:
+        asyncio.run(all_of_it(Server(service)))
+
+
+def test_a_server_that_takes_no_events_hears_of_others(run: Run, tmp_path: Path) -> None:
+    config = CONFIGS["crowd"]
+    hearing = run_of(tmp_path / "hearing", config, catalog_of([f"i{n}" for n in range(ITEMS)]))
+    shared = MemoryStates()
+    other = Recommender.load(hearing, shared)
+    with service_of(hearing, shared) as service:
+        for number in range(20):
+            other.observe("u", f"i{number % 3}", START + 30 * number)
+        deadline = time.monotonic() + 20
+        while service.recommender.clock != START + 30 * 19 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert service.recommender.clock == START + 30 * 19
+
+
+@pytest.fixture(scope="module", params=["crowd", "repeats", "softmax, crowd", "impressions, l2", "unit, short field"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    path = tmp_path_factory.mktemp("exported") / "run"
+    return Exported(export(run_of(path, CONFIGS[request.param], catalog_of([f"i{n}" for n in range(ITEMS)]))))
+
+
+rows = st.lists(st.integers(1, ITEMS), unique=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), rows, st.none() | rows, st.integers(1, ITEMS + 3))
+def test_an_exact_index_finds_what_all_scores_tell(
+    exported: Exported, seed: int, hidden: list[int], among: list[int] | None, k: int
+) -> None:
+    random = np.random.default_rng(seed)
+    crowd = (
+        None
+        if not any(exported.horizons)
+        else Crowd.of(
+            exported.horizons,
+            ITEMS,
+            random.integers(1, ITEMS + 1, 50),
+            random.integers(0, ITEMS + 1, 50),
+            START + random.uniform(0, 500, 50),
+        )
+    )
+    rec = Recommender(exported, MemoryStates(), crowd)
+    for number in range(int(random.integers(1, 6))):
+        rec.observe("u", f"i{random.integers(ITEMS)}", START + 500 + 7 * number)
+    queries = rec._query("u", START + 600)
+    limits = [
+        Limits(k, np.array(sorted(hidden), np.int64), None if among is None else np.array(sorted(among), np.int64))
+    ]
+    (dense,) = Scorer(exported).best(queries, limits)
+    with ExactIndex(compared(exported)) as index:
+        (searched,) = Scorer(exported, index).best(queries, limits)
+    np.testing.assert_allclose(searched.scores, dense.scores, atol=1e-5)
+    apart = np.abs(np.diff(dense.scores)) > 1e-4
+    if apart.all():
+        assert searched.rows.tolist() == dense.rows.tolist()
