@@ -4,6 +4,7 @@ import sys
 
 from benchmarks import (
     ablation,
+    accuracy,
     cold_items,
     evaluation,
     generator,
@@ -29,6 +30,8 @@ if __name__ == "__main__":
                 "vector_memory": vector_memory.run,
                 "evaluation": evaluation.run,
                 "preparation": preparation.run,
+                "accuracy_last": accuracy.run_last,
+                "accuracy_users": accuracy.run_users,
                 "losses_last": losses.run_last,
                 "losses_users": losses.run_users,
                 "item_to_item": item_to_item.run,
