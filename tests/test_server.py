@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,7 @@ def test_what_was_acknowledged_outlives_kills(run: Run, tmp_path: Path) -> None:
             def send(number: int, server: Server = server) -> int | None:
                 try:
                     said = server.post("/v1/events", {"events": [picked(number)]})
-                except OSError:
+                except (OSError, HTTPException):
                     return None
                 return number if statuses(said) == ["applied"] else None
 
