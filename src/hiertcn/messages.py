@@ -1,4 +1,4 @@
-"""What goes over HTTP: strict types of requests and answers, from which the OpenAPI description is made, too."""
+"""What goes over HTTP: strict types of requests and answers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ __all__ = [
     "EventsAnswer",
     "EventsRequest",
     "Fault",
-    "ItemsAnswer",
-    "ItemsRequest",
-    "ModelAnswer",
-    "ModelRequest",
     "ObserveAnswer",
     "ObserveRequest",
     "Problem",
     "Ranked",
     "RecommendRequest",
+    "Refused",
     "Result",
     "SessionAnswer",
     "UserAnswer",
@@ -146,32 +143,6 @@ class UserAnswer(Struct):
     events: int
     bytes: int
     idle_seconds: float | None
-
-
-class ItemsRequest(Struct, forbid_unknown_fields=True):
-    """Items of the catalog."""
-
-    item_ids: Annotated[list[Id], Meta(min_length=1, max_length=10_000)]
-
-
-class ItemsAnswer(Struct):
-    """How many items are withdrawn by now."""
-
-    withdrawn: int
-
-
-class ModelRequest(Struct, forbid_unknown_fields=True):
-    """The name of a model directory in the folder of models."""
-
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
-
-
-class ModelAnswer(Struct):
-    """Which model answers, and which one a rollback brings back."""
-
-    model: str
-    name: str
-    before: str | None
 
 
 class Refused(Exception):

@@ -36,19 +36,13 @@ JSON = "application/json"
 
 @dataclass(frozen=True)
 class Door:
-    """One way in: what it takes (None: no body) and gives, and who may use it (None: everybody)."""
+    """One way in: what it takes (None: no body), and who may use it (None: everybody)."""
 
     method: str
     path: str
     role: Role | None
     takes: type[Struct] | None
-    gives: type[Struct] | None
     call: Callable[[Server, Any, Request], Awaitable[Any]]
-
-    @property
-    def summary(self) -> str:
-        """What it is for."""
-        return (self.call.__doc__ or "").strip().split("\n")[0]
 
 
 class Server:
@@ -193,14 +187,14 @@ class Server:
 
 
 ROUTES = (
-    Door("POST", "/v1/events", "write", m.EventsRequest, m.EventsAnswer, Server.events),
-    Door("POST", "/v1/recommend", "read", m.RecommendRequest, m.Answer, Server.recommend),
-    Door("POST", "/v1/observe", "write", m.ObserveRequest, m.ObserveAnswer, Server.observe),
-    Door("GET", "/v1/users/{user_id}", "read", None, m.UserAnswer, Server.user),
-    Door("DELETE", "/v1/users/{user_id}", "admin", None, None, Server.forget),
-    Door("GET", "/livez", None, None, None, Server.live),
-    Door("GET", "/readyz", None, None, None, Server.is_ready),
-    Door("GET", "/metrics", None, None, None, Server.metrics),
+    Door("POST", "/v1/events", "write", m.EventsRequest, Server.events),
+    Door("POST", "/v1/recommend", "read", m.RecommendRequest, Server.recommend),
+    Door("POST", "/v1/observe", "write", m.ObserveRequest, Server.observe),
+    Door("GET", "/v1/users/{user_id}", "read", None, Server.user),
+    Door("DELETE", "/v1/users/{user_id}", "admin", None, Server.forget),
+    Door("GET", "/livez", None, None, Server.live),
+    Door("GET", "/readyz", None, None, Server.is_ready),
+    Door("GET", "/metrics", None, None, Server.metrics),
 )
 
 
