@@ -28,7 +28,7 @@ from hiertcn.training import train
 
 TRAINED = {"hiertcn": "strong", "hrnn": "hrnn", "gru": "gru", "moving_average": "moving_average"}
 COUNTED = ("last_items", "popularity")
-EPOCHS, PATIENCE, SHOWN_TOP = 40, 2, 5
+EPOCHS, PATIENCE, SHOWN_TOP = 20, 2, 5
 # Small enough that every model is trained within a few minutes on two cores.
 SIMULATION = SimulationConfig(users=1000, tastes=8, ring=12, sessions=12)
 
