@@ -17,7 +17,7 @@ from exports import CONFIGS, ITEMS
 from hiertcn.artifact import Run
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event
-from hiertcn.errors import StorageError
+from hiertcn.errors import ArtifactError, StorageError
 from hiertcn.exported import Exported
 from hiertcn.exporting import export
 from hiertcn.recommender import Recommender
@@ -25,7 +25,7 @@ from hiertcn.retrieval import ExactIndex
 from hiertcn.scoring import Limits, Scorer, compared
 from hiertcn.server import Server
 from hiertcn.service import Overloaded, Service, Work
-from hiertcn.states import MemoryStates, StateStore
+from hiertcn.states import MemoryStates, StateStore, Update
 from people import FULL, START, assert_alike, catalog_of, run_of
 
 
@@ -85,6 +85,24 @@ def test_what_waits_together_is_answered_as_one_by_one(run: Run) -> None:
     # All of one batch are taken in before any is answered.
     for number in range(35, 40):
         assert_alike(done[number].found, alone.recommend(f"u{number % 5}", 5))
+
+
+def test_what_one_cannot_have_the_others_get(run: Run) -> None:
+    """Of three who ask at once, the state of one is damaged."""
+    states = MemoryStates()
+    Recommender.load(run, states).observe("v", "a", START)
+    ((key, value),) = states.scan()
+    states.update([key], lambda _: Update([value[:-1]]))
+
+    async def ask_all(service: Service) -> list[Any]:
+        works = [Work([Event(user, "b", START + 9, f"{user}-b")], Ask(user, 3)) for user in "uvw"]
+        return list(await asyncio.gather(*map(service.do, works), return_exceptions=True))
+
+    with service_of(run, states) as service:
+        found = asyncio.run(ask_all(service))
+    assert isinstance(found[1], ArtifactError)
+    assert [found[n].statuses for n in (0, 2)] == [["applied"]] * 2
+    assert [len(found[n].found) for n in (0, 2)] == [3, 3]
 
 
 def test_too_many_are_shed_at_once_and_then_it_goes_on(run: Run) -> None:

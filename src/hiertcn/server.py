@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from hiertcn import messages as m
 from hiertcn.door import Ask, Event, checked_id, pick_of
-from hiertcn.errors import InputError, StorageError
+from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
 from hiertcn.recommender import Recommendation, Recommender
@@ -77,6 +77,8 @@ class Server:
                 answer = _problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
             except StorageError as error:
                 answer = _problem(503, m.Fault("store_unavailable", str(error)), retry=1)
+            except ArtifactError as error:
+                answer = _problem(503, m.Fault("state_damaged", str(error)))
             self.measures.request(door.path, answer.status_code, time.perf_counter() - begun)
             return answer
 
@@ -133,7 +135,7 @@ class Server:
         _check(ask)
         try:
             work = await self.service.do(Work(ask=ask))
-        except StorageError:
+        except (StorageError, ArtifactError):
             found = self.recommender.popular(ask)
             return m.Answer(given.user_id, _ranked(found), "degraded", self.recommender.name)
         assert work.by is not None

@@ -113,19 +113,35 @@ class Service:
 
     def _follow(self, batch: Sequence[Work]) -> None:
         recommender = self.recommender
-        try:
-            events = [event for work in batch for event in work.events]
-            statuses = iter(recommender.observe_many(events))
-            for work in batch:
-                work.statuses = [next(statuses) for _ in work.events]
-                work.by = recommender
-            asking = [work for work in batch if work.ask is not None]
-            found = recommender.recommend_many([work.ask for work in asking if work.ask is not None])
-            for work, best in zip(asking, found, strict=True):
-                work.found = best
-        except Exception as error:
-            for work in batch:
-                work.failed = error
+        for work in batch:
+            work.by = recommender
+        for step in (_take_in, _answer):
+            left = [work for work in batch if work.failed is None]
+            try:
+                step(recommender, left)
+            except StorageError as error:
+                for work in left:
+                    work.failed = error
+            except Exception:
+                # What one of them can't have is no reason to give the others nothing.
+                for work in left:
+                    try:
+                        step(recommender, [work])
+                    except Exception as error:
+                        work.failed = error
+
+
+def _take_in(recommender: Recommender, batch: Sequence[Work]) -> None:
+    statuses = iter(recommender.observe_many([event for work in batch for event in work.events]))
+    for work in batch:
+        work.statuses = [next(statuses) for _ in work.events]
+
+
+def _answer(recommender: Recommender, batch: Sequence[Work]) -> None:
+    asking = [(work, work.ask) for work in batch if work.ask is not None]
+    found = recommender.recommend_many([ask for _, ask in asking])
+    for (work, _), best in zip(asking, found, strict=True):
+        work.found = best
 
 
 def _tell(batch: Sequence[Work]) -> None:
