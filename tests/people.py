@@ -10,10 +10,11 @@ import numpy as np
 import polars as pl
 import torch
 
+from hiertcn.answers import Recommendation
 from hiertcn.artifact import Run, write_run
 from hiertcn.catalog import Catalog
 from hiertcn.models import CONFIGS, HierTCNConfig, MemoryModel, Model, ModelConfig, build
-from hiertcn.recommender import Recommendation, Recommender
+from hiertcn.recommender import Recommender
 
 GAP = 1800
 START = 1_714_521_600  # 2024-05-01 UTC, seconds

@@ -26,7 +26,7 @@ FLOORS = {
           embedding pinsage features averaging memorising exporting verifying
           service messages keys measures loading""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
-          neighbourhoods soundness door feeds exported graphs online scoring eager
+          neighbourhoods soundness door answers feeds exported graphs online scoring eager
           served hearing""",
     3: """cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
           states.promises states.protocol states.redis states.schema states.sqlite states.state

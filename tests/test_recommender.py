@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from caches import cache_of
+from hiertcn.answers import Recommendation
 from hiertcn.artifact import Run
 from hiertcn.cache import Cache
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.histories import history_in_cache
 from hiertcn.preparation import prepare
 from hiertcn.ranking import rank, ranking_batches
-from hiertcn.recommender import Recommendation, Recommender
+from hiertcn.recommender import Recommender
 from hiertcn.streams import known_rows
 from people import FULL, GAP, KINDS, START, assert_alike, catalog_of, five_items, run_of
 

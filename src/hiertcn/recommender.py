@@ -7,9 +7,9 @@ Whole histories and single events, one person and many, differ only in how many 
 
 from __future__ import annotations
 
-__all__ = ["Kept", "Recommendation", "Recommender"]
+__all__ = ["Recommender"]
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from hiertcn.answers import Followed, Kept, Recommendation
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
 from hiertcn.errors import InputError
 from hiertcn.hearing import Hearing
 from hiertcn.online import Online
 from hiertcn.retrieval import Index
-from hiertcn.scoring import Limits, Scorer, best_of
+from hiertcn.scoring import Best, Limits, Scorer, best_of
 from hiertcn.served import Served, served
 from hiertcn.sessions import SECOND, sessionize
 from hiertcn.states import Pick, StateStore, Status, Update, UserState, open_states
@@ -35,22 +36,6 @@ LATENESS = 300.0
 if TYPE_CHECKING:
     from hiertcn.artifact import Run
 _KEY = 16
-
-
-class Recommendation(NamedTuple):
-    """An item, by its id in the log. `source` says what `score` is: "model", or "popular", the item's train events."""
-
-    item: Id
-    score: float
-    title: str | None
-    source: str
-
-
-class Kept(NamedTuple):
-    """Of a user: the items and times (seconds) of the sessions that are kept, and the bytes of all that is stored."""
-
-    sessions: list[tuple[list[str], list[float]]]
-    size: int
 
 
 class _Asked(NamedTuple):
@@ -142,27 +127,32 @@ class Recommender:
 
         Raises InputError for an id or a time that can't be one; then nothing is stored.
         """
+        return self.follow(events).statuses
+
+    def follow(self, events: Sequence[Event]) -> Followed:
+        """The same, with what is known now of the users."""
         users: dict[bytes, list[tuple[int, Pick]]] = {}
         for number, event in enumerate(events):
             users.setdefault(_key(event.user), []).append((number, self._pick(event)))
-        statuses: list[Status] = ["applied"] * len(events)
+        followed = Followed(["applied"] * len(events), {})
 
         def change(values: Sequence[bytes | None]) -> Update:
             states, told_all = [], []
             for value, picks in zip(values, users.values(), strict=True):
                 state = self._state(value)
                 for number, pick in picks:
-                    state, statuses[number] = state.followed_by(pick, self._catalog.order)
-                    if statuses[number] == "applied":
+                    state, followed.statuses[number] = state.followed_by(pick, self._catalog.order)
+                    if followed.statuses[number] == "applied":
                         told_all.append(self._hearing.told(state, pick))
                 states.append(state)
             found = self._online.folded(states)
+            followed.states.update(zip(users, found, strict=True))
             return Update([state.to_bytes(self.digest) for state in found], told_all)
 
         if users:
             self.states.update(list(users), change)
             self._hearing.listen()
-        return statuses
+        return followed
 
     def recommend(
         self, user: Id, k: int = 10, *, exclude_seen: bool = False, time: Time | None = None
@@ -179,10 +169,19 @@ class Recommender:
         """
         return self.recommend_many([Ask(user, k, exclude_seen, time)])[0]
 
-    def recommend_many(self, asks: Sequence[Ask]) -> list[list[Recommendation]]:
-        """The same of several people at once, each as of `recommend`; all are computed in parallel."""
-        values = self.states.get([_key(ask.user) for ask in asks])
-        return self._recommend([self._asked(ask, self._state(value)) for ask, value in zip(asks, values, strict=True)])
+    def recommend_many(
+        self, asks: Sequence[Ask], known: Mapping[bytes, UserState] | None = None
+    ) -> list[list[Recommendation]]:
+        """The same of several people at once, each as of `recommend`; all are computed in parallel.
+
+        known: the states that `follow` has just given; those of others are read
+        """
+        known = dict(known or {})
+        keys = [_key(ask.user) for ask in asks]
+        unread = list(dict.fromkeys(key for key in keys if key not in known))
+        for key, value in zip(unread, self.states.get(unread) if unread else (), strict=True):
+            known[key] = self._state(value)
+        return self._recommend([self._asked(ask, known[key]) for ask, key in zip(asks, keys, strict=True)])
 
     def recommend_history(
         self,
@@ -303,13 +302,12 @@ class Recommender:
             (next(found), "model") if n in warm else (best_of(self._popular, limit), "popular")
             for n, limit in enumerate(limits)
         ]
-        return [
-            [
-                Recommendation(self._ids[row - 1], score, self._titles.get(row), source)
-                for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
-            ]
-            for best, source in out
-        ]
+        return [self._told(best, source) for best, source in out]
+
+    def _told(self, best: Best, source: str) -> list[Recommendation]:
+        rows = best.rows.tolist()
+        ids, titles = map(self._ids.__getitem__, (best.rows - 1).tolist()), map(self._titles.get, rows)
+        return list(map(Recommendation, ids, best.scores.tolist(), titles, [source] * len(rows)))
 
     def _hidden(self, rows: Ints | None) -> Ints:
         return self._withdrawn if rows is None else np.union1d(rows, self._withdrawn)

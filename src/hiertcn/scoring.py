@@ -17,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.retrieval import Index
+from hiertcn.retrieval.ranks import ranked
 from hiertcn.streams import Ints
 
 Array = npt.NDArray[Any]
-# More than is asked for, since some of what is found is boosted or hidden.
-_BESIDE = 64
+# More than is asked for, since some of what is found is hidden.
+_BESIDE = 16
+# Behind all rows, so that lists filled up with it stay ascending.
+_NONE = np.int64(1 << 40)
 
 
 class Scores(Protocol):
@@ -40,9 +43,6 @@ class Searchable(Scores, Protocol):
 
     vectors: Array
     bias: Array | None
-
-    def score_rows(self, queries: Array, rows: Ints) -> Array:
-        """[T, C]: the scores of item rows [T, C] ≥ 1, each query with its own."""
 
 
 class Best(NamedTuple):
@@ -77,31 +77,106 @@ class Scorer:
         """The best items for each of `queries` [T, Q + 2J] within its `limits` [T]."""
         if self._index is None:
             return [best_of(scores, limit) for scores, limit in zip(self._scores.score(queries), limits, strict=True)]
-        return self._searched(self._scores, self._index, queries, limits)  # type: ignore[arg-type]
+        model: Searchable = self._scores  # type: ignore[assignment]
+        out: list[Best | None] = [None] * len(limits)
+        for whole in (False, True):
+            places = [at for at, limit in enumerate(limits) if (limit.among is None) is whole]
+            if places:
+                search = self._searched if whole else _chosen
+                found = search(model, queries[places], [limits[at] for at in places])
+                for at, best in zip(places, found, strict=True):
+                    out[at] = best
+        return out  # type: ignore[return-value]
 
-    def _searched(self, model: Searchable, index: Index, queries: Array, limits: Sequence[Limits]) -> list[Best]:
-        vectors, boosted, _ = model.parted(queries)
-        vectors = vectors if model.bias is None else np.insert(vectors, vectors.shape[1], 1.0, axis=1)
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        boosting = model.score_rows(queries, np.maximum(boosted, 1))
-        width = min(max(limit.k for limit in limits) + _BESIDE, len(index))
-        rows, scores = index.search(vectors, max(width, 1))
-        out = []
-        for at, limit in enumerate(limits):
-            if limit.among is not None:
-                among = np.setdiff1d(limit.among, limit.hidden)
-                out.append(_first(among, model.score_rows(queries[at : at + 1], among[None])[0], limit.k))
-                continue
-            left, wide = _others(rows[at], scores[at], boosted[at], limit.hidden), width
-            while len(left.rows) < limit.k and wide < len(index):
-                wide = min(4 * wide, len(index))
-                more = index.search(vectors[at : at + 1], wide)
-                left = _others(more[0][0], more[1][0], boosted[at], limit.hidden)
-            mine, first = np.unique(boosted[at], return_index=True)
-            shown = (mine > 0) & np.isin(mine, limit.hidden, invert=True)
-            mine, own = mine[shown], boosting[at][first[shown]]
-            out.append(_first(np.append(left.rows, mine), np.append(left.scores, own), limit.k))
-        return out
+    def _searched(self, model: Searchable, queries: Array, limits: Sequence[Limits], width: int = 0) -> list[Best]:
+        """Of the whole catalog. width: how many the index is to find for each query, at least."""
+        assert self._index is not None
+        vectors, boosted = _boosted(model, queries)
+        k, held = max(limit.k for limit in limits), len(self._index)
+        width = max(min(max(k + _BESIDE, width), held), 1)
+        rows, scores = self._index.search(vectors, width)
+        least = scores[:, -1]
+        scores = np.where(_within(rows, boosted.rows) | (rows == 0), -np.inf, scores)
+        rows = np.concatenate([rows, boosted.rows], axis=1)
+        scores = np.concatenate([scores, boosted.scores], axis=1)
+        hidden = _padded([limit.hidden for limit in limits])
+        if hidden.shape[1]:
+            scores = np.where(_within(rows, hidden), -np.inf, scores)
+        found = []
+        for at, best in enumerate(zip(*ranked(rows, scores, k), strict=True)):
+            kept = _cut(Best(*best), limits[at].k)
+            # What the index did not find scores no more than the last that it found.
+            if width < held and (len(kept.rows) < limits[at].k or kept.scores[-1] < least[at]):
+                (kept,) = self._searched(model, queries[at : at + 1], limits[at : at + 1], 4 * width)
+            found.append(kept)
+        return found
+
+
+def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits]) -> list[Best]:
+    """Of the rows `among` of each limit."""
+    vectors, boosted = _boosted(model, queries)
+    rows = _padded([np.setdiff1d(limit.among, limit.hidden) for limit in limits])  # type: ignore[arg-type]
+    scores = _products(model, vectors, rows)
+    found = []
+    for at, limit in enumerate(limits):
+        own = boosted.rows[at]
+        place = np.minimum(np.searchsorted(own, rows[at]), max(len(own) - 1, 0))
+        known = own[place] == rows[at] if len(own) else np.zeros(len(place), dtype=bool)
+        scores[at, known] = boosted.scores[at, place[known]]
+        real = rows[at] < _NONE
+        found.append(_first(rows[at, real], scores[at, real], limit.k))
+    return found
+
+
+def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
+    """float32 [T, Q], the vectors that an index is searched with; and [T, U], the rows that each query boosts, once
+    each and ascending, with their scores. Where a query boosts fewer, _NONE and −inf stand at the end."""
+    vectors, rows, boosts = model.parted(queries)
+    order = rows.argsort(axis=1, kind="stable")
+    rows, boosts = (np.take_along_axis(part, order, 1) for part in (rows, boosts))
+    # What is boosted twice has the sum.
+    last = np.append(rows[:, 1:] != rows[:, :-1], np.ones((len(rows), min(rows.shape[1], 1)), dtype=bool), axis=1)
+    sums = np.cumsum(boosts, axis=1, dtype=np.float64)[last]
+    user = np.nonzero(last)[0]
+    sums = sums - np.where(np.diff(user, prepend=-1) > 0, 0.0, np.append(0.0, sums[:-1]))
+    rows, (real,) = rows[last], np.nonzero(rows[last])
+    table = _padded(np.split(rows[real], np.searchsorted(user[real], np.arange(1, len(queries)))))
+    scores = _products(model, vectors, table)
+    scores[table < _NONE] += sums[real]
+    if model.bias is not None:
+        vectors = np.insert(vectors, vectors.shape[1], 1.0, axis=1)
+    return np.ascontiguousarray(vectors, dtype=np.float32), Best(table, scores)
+
+
+def _products(model: Searchable, vectors: Array, rows: Ints) -> Array:
+    """float32 [T, C]: of vectors [T, Q or more] with item rows [T, C], and the bias; −inf for _NONE."""
+    some = np.where(rows < _NONE, rows, 0)
+    asked = model.vectors.take(some, axis=0).astype(np.float32, copy=False)
+    scores: Array = np.matmul(asked, vectors[:, : asked.shape[2], None])[:, :, 0]
+    if model.bias is not None:
+        scores = scores + model.bias[some]
+    scores[rows == _NONE] = -np.inf
+    return scores
+
+
+def _padded(lists: Sequence[Ints]) -> Ints:
+    """int64 [T, C]: T lists of rows, filled up with _NONE."""
+    counts = np.array([len(rows) for rows in lists], dtype=np.int64)
+    out = np.full((len(lists), int(counts.max(initial=0))), _NONE)
+    out[np.arange(out.shape[1]) < counts[:, None]] = np.concatenate([*lists, np.zeros(0, dtype=np.int64)])
+    return out
+
+
+def _within(rows: Ints, others: Ints) -> npt.NDArray[np.bool_]:
+    """bool [T, C]: whether each of `rows` [T, C] is among `others` [T, O], ascending, of the same query."""
+    if not others.shape[1]:
+        return np.zeros(rows.shape, dtype=bool)
+    # Every query's rows as a stretch of one increasing sequence.
+    apart = np.arange(len(rows))[:, None] * (_NONE + 1)
+    known, asked = (others + apart).ravel(), rows + apart
+    place = np.minimum(known.searchsorted(asked), len(known) - 1)
+    found: npt.NDArray[np.bool_] = known[place] == asked
+    return found
 
 
 def best_of(scores: Array, limits: Limits) -> Best:
@@ -111,10 +186,9 @@ def best_of(scores: Array, limits: Limits) -> Best:
     return _first(rows, scores[rows - 1], limits.k)
 
 
-def _others(rows: Ints, scores: Array, boosted: Ints, hidden: Ints) -> Best:
-    """Of what an index found, what is neither boosted nor hidden."""
-    kept = (rows > 0) & np.isin(rows, boosted, invert=True) & np.isin(rows, hidden, invert=True)
-    return Best(rows[kept], scores[kept])
+def _cut(found: Best, k: int) -> Best:
+    k = min(k, int((found.scores > -np.inf).sum()))
+    return Best(found.rows[:k], found.scores[:k])
 
 
 def _first(rows: Ints, scores: Array, k: int) -> Best:

@@ -20,11 +20,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hiertcn import messages as m
+from hiertcn.answers import Recommendation
 from hiertcn.door import Ask, Event, checked_id, pick_of
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
-from hiertcn.recommender import Recommendation, Recommender
+from hiertcn.recommender import Recommender
 from hiertcn.service import Overloaded, Service, Work
 
 BODY = 1 << 20

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from hiertcn.answers import Recommendation
 from hiertcn.door import Ask, Event
 from hiertcn.errors import StorageError
-from hiertcn.recommender import Recommendation, Recommender
-from hiertcn.states import Status
+from hiertcn.recommender import Recommender
+from hiertcn.states import Status, UserState
 
 TOGETHER = 64
 WAITING = 512
@@ -115,10 +116,11 @@ class Service:
         recommender = self.recommender
         for work in batch:
             work.by = recommender
+        known: dict[bytes, UserState] = {}
         for step in (_take_in, _answer):
             left = [work for work in batch if work.failed is None]
             try:
-                step(recommender, left)
+                step(recommender, left, known)
             except StorageError as error:
                 for work in left:
                     work.failed = error
@@ -126,20 +128,23 @@ class Service:
                 # What one of them can't have is no reason to give the others nothing.
                 for work in left:
                     try:
-                        step(recommender, [work])
+                        step(recommender, [work], known)
                     except Exception as error:
                         work.failed = error
 
 
-def _take_in(recommender: Recommender, batch: Sequence[Work]) -> None:
-    statuses = iter(recommender.observe_many([event for work in batch for event in work.events]))
+def _take_in(recommender: Recommender, batch: Sequence[Work], known: dict[bytes, UserState]) -> None:
+    """known: told what becomes of the users."""
+    followed = recommender.follow([event for work in batch for event in work.events])
+    known.update(followed.states)
+    statuses = iter(followed.statuses)
     for work in batch:
         work.statuses = [next(statuses) for _ in work.events]
 
 
-def _answer(recommender: Recommender, batch: Sequence[Work]) -> None:
+def _answer(recommender: Recommender, batch: Sequence[Work], known: dict[bytes, UserState]) -> None:
     asking = [(work, work.ask) for work in batch if work.ask is not None]
-    found = recommender.recommend_many([ask for _, ask in asking])
+    found = recommender.recommend_many([ask for _, ask in asking], known)
     for (work, _), best in zip(asking, found, strict=True):
         work.found = best
 

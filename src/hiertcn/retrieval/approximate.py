@@ -103,7 +103,7 @@ class FaissIndex(Index):
         now = table.now
         marked = now.allowing(allowed)
         base = marked[: len(now.base)]
-        count = int(base.sum())
+        count = int(np.count_nonzero(base))
         few = count <= max(FEW, 2 * k)
         found = now.among(queries, k, marked) if few else structure.find(queries, k, base, count)
         return now.rank(queries, k, np.concatenate([found, now.beside(queries, k, marked)], axis=1))

@@ -66,9 +66,10 @@ class Structure:
         """
         # A thread's own setting; without it the library takes all cores.
         faiss.omp_set_num_threads(self._threads)
-        every = count == len(marked)
-        bits = np.packbits(marked, bitorder="little")
-        chosen = {} if every else {"sel": faiss.IDSelectorBitmap(bits)}
+        chosen = {}
+        if count < len(marked):
+            bits = np.packbits(marked, bitorder="little")
+            chosen = {"sel": faiss.IDSelectorBitmap(bits)}
         if self.kind == "flat":
             return self._search(queries, k, faiss.SearchParameters(**chosen))
         # What is passed by on the way counts among what is looked at.
