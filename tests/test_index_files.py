@@ -48,7 +48,7 @@ def only(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["faiss:hnsw", "faiss:ivfpq"])
+@pytest.mark.parametrize("name", ["faiss:hnsw", "faiss:ivf", "faiss:ivfpq"])
 def test_a_kept_index_is_the_one_that_was_built(tmp_path: Path, built: list[str], name: str) -> None:
     folder = tmp_path / "cache"
     first = search(folder, name)

@@ -25,7 +25,10 @@ VECTORS = learned_vectors(ITEMS, DIM)
 VECTORS[0] = 100
 QUERIES = asked(VECTORS, 6)
 INDEXES: dict[str, Callable[[Path], str]] = {
-    **{name: lambda _, name=name: name for name in ("exact", "faiss", "faiss:flat", "faiss:hnsw", "faiss:ivfpq")},
+    **{
+        name: lambda _, name=name: name
+        for name in ("exact", "faiss", "faiss:flat", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq")
+    },
     "qdrant:memory": lambda _: "qdrant:memory",
 }
 
@@ -141,7 +144,7 @@ class TestIndex:
 
 def test_the_vectors_it_was_built_over_are_not_changed() -> None:
     before = VECTORS.copy()
-    for name in ("exact", "faiss:flat", "faiss:hnsw", "faiss:ivfpq"):
+    for name in ("exact", "faiss:flat", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq"):
         with open_index(name, VECTORS) as index:
             index.put(rows(1, 2), VECTORS[3:5])
             index.remove(rows(5))
@@ -192,17 +195,20 @@ def test_a_read_only_memory_map_will_do(tmp_path: Path, dtype: type) -> None:
     table.flush()
     mapped = open_memmap(tmp_path / "vectors.npy", mode="r")
     found = {}
-    for name in ("exact", "faiss:flat", "faiss:hnsw"):
+    for name in ("exact", "faiss:flat", "faiss:hnsw", "faiss:ivf"):
         with open_index(name, mapped, cache=tmp_path) as index:
             found[name] = index.search(QUERIES, 5)
     np.testing.assert_array_equal(found["exact"][0], found["faiss:flat"][0])
     # To the last bit: one item has one score, whatever finds it.
     np.testing.assert_array_equal(found["exact"][1], found["faiss:flat"][1])
-    assert recall(found["faiss:hnsw"][0], found["exact"][0]) >= 0.95
+    for name in ("faiss:hnsw", "faiss:ivf"):
+        assert recall(found[name][0], found["exact"][0]) >= 0.95
 
 
 @pytest.mark.parametrize(
-    ("kind", "items"), [("faiss:hnsw", 8_000), ("faiss:ivfpq", 3_000)], ids=lambda value: str(value)
+    ("kind", "items"),
+    [("faiss:hnsw", 8_000), ("faiss:ivf", 8_000), ("faiss:ivfpq", 3_000)],
+    ids=lambda value: str(value),
 )
 def test_nearly_all_of_the_best_are_found(kind: str, items: int) -> None:
     least = 0.97
@@ -220,12 +226,12 @@ def test_nearly_all_of_the_best_are_found(kind: str, items: int) -> None:
 
 def test_faiss_chooses_by_the_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hiertcn.retrieval.structures.SMALL", ITEMS)
-    for held, kind, exact in ((ITEMS, "faiss:flat", True), (ITEMS + 1, "faiss:hnsw", False)):
+    for held, kind, exact in ((ITEMS, "faiss:flat", True), (ITEMS + 1, "faiss:ivf", False)):
         with open_index("faiss", VECTORS[:held]) as index:
             assert (index.facts()["kind"], index.exact) == (kind, exact)
 
 
-@pytest.mark.parametrize("name", ["exact", "faiss", "faiss:hnsw", "faiss:ivfpq", "qdrant:memory"])
+@pytest.mark.parametrize("name", ["exact", "faiss", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq", "qdrant:memory"])
 def test_an_index_may_begin_empty(name: str) -> None:
     with open_index(name, np.zeros((1, DIM), dtype=np.float32)) as index:
         assert (len(index), index.search(QUERIES, 3)[0].tolist()) == (0, [[0] * 3] * 6)

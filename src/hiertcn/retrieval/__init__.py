@@ -16,7 +16,7 @@ from hiertcn.retrieval.exact import ExactIndex
 from hiertcn.retrieval.protocol import Index
 
 _PORT = 6333
-_FAISS = {"faiss": None, "faiss:flat": "flat", "faiss:hnsw": "hnsw", "faiss:ivfpq": "ivfpq"}
+_FAISS = {"faiss": None} | {f"faiss:{kind}": kind for kind in ("flat", "hnsw", "ivf", "ivfpq")}
 FORMS = ("exact", *_FAISS, "qdrant://HOST:PORT", "qdrants://HOST:PORT", "qdrant:///FOLDER", "qdrant:memory")
 """What `open_index` can be told."""
 

@@ -44,9 +44,9 @@ class FaissIndex(Index):
     MOST_BESIDE), a thread builds a new one of what is there then, while the old one answers; writes of meanwhile are
     done again on the new one before it takes over. Scores are inner products with the true vectors.
 
-    kind: flat, hnsw or ivfpq; None chooses by the number of items. cache: a folder for the index built first. Its file
-    is taken from there where it is whole, and built anew, with a warning, where it is not. threads: of a search, and of
-    building.
+    kind: flat, hnsw, ivf or ivfpq; None chooses by the number of items. cache: a folder for the index built first. Its
+    file is taken from there where it is whole, and built anew, with a warning, where it is not. threads: of a search,
+    and of building.
     """
 
     def __init__(

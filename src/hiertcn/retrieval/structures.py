@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hiertcn.errors import Stopped
 from hiertcn.retrieval.protocol import Allowed, Rows, Vectors
 
-KINDS = ("flat", "hnsw", "ivfpq")
+KINDS = ("flat", "hnsw", "ivf", "ivfpq")
 LEAST, SMALL = 64, 20_000
 LINKS, BUILD_WIDTH = 32, 100
 # The width of a search of so many items; it grows with the fourth root of their number, to find the same share of them.
@@ -24,6 +24,11 @@ WIDTH, WIDTH_AT = 170, 100_000
 # past those of large norm.
 BEND = 0.5
 BITS, PER_CELL, PROBED, LEAST_PROBED, FETCHED, TRAINED = 8, 40, 0.16, 32, 4, 64
+# Of cells that hold the vectors themselves, in 16 bits: so many times the root of the number of items; they are learned
+# from so many vectors each, in so many rounds; and as many are probed as find this share of the best BEST_OF for
+# vectors like those of the items, which ASKED tell. What 16 bits say of the last ones found is not certain, so some
+# more are.
+CELLS, LEARNED, ROUNDS, RECALL, BEST_OF, ASKED, TURNED, MORE = 9, 48, 8, 0.97, 50, 256, 0.7, 16
 _BLOCK = 1 << 12
 _FORMAT = 1
 
@@ -35,7 +40,7 @@ def version() -> str:
 
 def kind_for(items: int) -> str:
     """The kind that suits so many items."""
-    return "flat" if items < SMALL else "hnsw"
+    return "flat" if items < SMALL else "ivf"
 
 
 def parameters(kind: str) -> dict[str, str]:
@@ -48,6 +53,7 @@ def parameters(kind: str) -> dict[str, str]:
             "search_width": f"{WIDTH} at {WIDTH_AT}",
             "norm_power": str(BEND),
         },
+        "ivf": {"cells": f"{CELLS} times the root", "recall": str(RECALL), "bits": "16"},
         "ivfpq": {"bits": str(BITS), "items_a_cell": str(PER_CELL), "probed": str(PROBED), "fetched": str(FETCHED)},
     }[kind] | {"format": str(_FORMAT)}
 
@@ -79,8 +85,12 @@ class Structure:
             width = min(len(marked), int(max(width, 2 * k) / share))
             return self._search(queries, k, faiss.SearchParametersHNSW(efSearch=width, **chosen))
         cells = self._index.nlist
-        probed = min(cells, int(max(LEAST_PROBED, cells * PROBED) / share))
-        return self._search(queries, min(count, FETCHED * k), faiss.SearchParametersIVF(nprobe=probed, **chosen))
+        if self.kind == "ivf":
+            probed, fetched = self._index.nprobe * max(1, k / BEST_OF) ** 0.5, k + MORE
+        else:
+            probed, fetched = max(LEAST_PROBED, cells * PROBED), FETCHED * k
+        probed = min(cells, int(probed / share))
+        return self._search(queries, min(count, fetched), faiss.SearchParametersIVF(nprobe=probed, **chosen))
 
     def _search(self, queries: Vectors, k: int, params: Any) -> Rows:
         places: Rows = self._index.search(queries, k, params=params)[1]
@@ -88,7 +98,7 @@ class Structure:
 
     def vectors(self) -> Vectors | None:
         """The vectors it was built over, if it holds them: float32 [n, Q], its own memory."""
-        if self.kind == "ivfpq":
+        if self.kind in ("ivf", "ivfpq"):
             return None
         return _stored(self._index if self.kind == "flat" else self._index.storage, self._index)
 
@@ -114,17 +124,21 @@ def build(
     elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = BUILD_WIDTH
+    elif kind == "ivf":
+        index = _cells(vectors)
     else:
         index = _trained(vectors)
     for block in _blocks(vectors, going):
         index.add(_bent(block) if kind == "hnsw" else block)
     if kind == "hnsw":
         _fill(_stored(index.storage, index), vectors)
-    elif kind == "ivfpq":
+    elif kind in ("ivf", "ivfpq"):
         looked_up = faiss.IndexFlatIP(dim)
         looked_up.add(_stored(index.quantizer, index))
         index.quantizer, index.own_fields = looked_up, True
         looked_up.this.disown()
+    if kind == "ivf":
+        index.nprobe = _enough(index, vectors)
     return Structure(kind, index, threads)
 
 
@@ -139,6 +153,52 @@ def load(kind: str, data: npt.NDArray[np.uint8], vectors: npt.NDArray[Any], thre
         index.storage, index.own_fields = storage, True
         storage.this.disown()
     return Structure(kind, index, threads)
+
+
+def _cells(vectors: npt.NDArray[Any]) -> Any:
+    """An inverted file of vectors in 16 bits, its cells learned from a part of them. The nearest cell takes an item, as
+    of `_trained`."""
+    size, dim = vectors.shape
+    cells = max(1, min(size // 8, int(CELLS * size**0.5)))
+    quantizer = faiss.IndexFlatL2(dim)
+    kind = faiss.ScalarQuantizer.QT_bf16
+    index = faiss.IndexIVFScalarQuantizer(quantizer, dim, cells, kind, faiss.METRIC_INNER_PRODUCT)
+    index.by_residual, index.cp.spherical = False, False
+    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = ROUNDS, LEARNED, 1
+    sample = np.random.default_rng(0).permutation(size)[: LEARNED * cells]
+    index.train(np.asarray(vectors[np.sort(sample)], dtype=np.float32))
+    return index
+
+
+def _enough(index: Any, vectors: npt.NDArray[Any]) -> int:
+    """So many cells as hold RECALL of the best of all, for queries in directions of items, turned by noise."""
+    random = np.random.default_rng(1)
+    size = len(vectors)
+    some = np.asarray(vectors[np.sort(random.integers(0, size, ASKED))], dtype=np.float32)
+    # As large as the vectors are, and as they lie.
+    noise = some[random.permutation(ASKED)] - some[random.permutation(ASKED)]
+    queries = _of_length_one(some) + TURNED * _of_length_one(noise)
+    best = min(BEST_OF, size)
+    scores = np.full((ASKED, 0), 0, dtype=np.float32)
+    places = np.full((ASKED, 0), 0, dtype=np.int64)
+    for begin in range(0, size, _BLOCK):
+        block = np.asarray(vectors[begin : begin + _BLOCK], dtype=np.float32)
+        scores = np.concatenate([scores, queries @ block.T], axis=1)
+        places = np.concatenate([places, np.broadcast_to(np.arange(begin, begin + len(block)), (ASKED, len(block)))], 1)
+        kept = np.argpartition(-scores, min(best, scores.shape[1]) - 1, axis=1)[:, :best]
+        scores, places = np.take_along_axis(scores, kept, 1), np.take_along_axis(places, kept, 1)
+    probed = 1
+    while probed < index.nlist:
+        found = index.search(queries, best, params=faiss.SearchParametersIVF(nprobe=probed))[1]
+        if np.mean([np.isin(mine, others).mean() for mine, others in zip(places, found, strict=True)]) >= RECALL:
+            break
+        probed = min(index.nlist, max(probed + 1, int(1.25 * probed)))
+    return probed
+
+
+def _of_length_one(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(norms > 0, vectors / np.maximum(norms, 1e-30), 0).astype(np.float32)
 
 
 def _trained(vectors: npt.NDArray[Any]) -> Any:

@@ -19,7 +19,9 @@ from hiertcn.verbs.flags import RunFolder, say
 def serve(
     run: RunFolder,
     state: Annotated[str, typer.Option(help="memory:, sqlite:///FILE or redis://HOST.")] = "sqlite:///states.db",
-    index: Annotated[str, typer.Option(help="exact, faiss, faiss:hnsw, faiss:ivfpq or qdrant://HOST.")] = "exact",
+    index: Annotated[
+        str, typer.Option(help="exact, faiss, faiss:ivf, faiss:hnsw, faiss:ivfpq or qdrant://HOST.")
+    ] = "exact",
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A TOML file of API keys, see `hiertcn key`.")] = None,
