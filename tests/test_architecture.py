@@ -19,8 +19,9 @@ LONGEST = 320
 
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
-    6: """cli verbs verbs.catalogs verbs.comparisons verbs.exports verbs.flags verbs.logs verbs.runs verbs.servers verbs.states
-          server serving""",
+    6: """cli verbs verbs.catalogs verbs.comparisons verbs.exports verbs.flags verbs.logs verbs.runs verbs.servers
+          verbs.states
+          server serving diagnosis""",
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying

@@ -114,7 +114,9 @@ def read_events(
     frame = _sorted(frame)
     duplicates = 0
     if not keep_duplicates:
-        same = _repeats(frame.select(role for role in ("user", "time", "item", "event", "type") if role in frame.columns))
+        same = _repeats(
+            frame.select(role for role in ("user", "time", "item", "event", "type") if role in frame.columns)
+        )
         duplicates = int(same.sum())
         frame = frame.filter(~same) if duplicates else frame
     return Events(

@@ -22,7 +22,7 @@ from hiertcn.hearing import KEPT
 from hiertcn.online import Online
 from hiertcn.served import Served
 from hiertcn.sessions import SECOND, begins_session
-from hiertcn.states import Pick, StateStore, Update, UserState
+from hiertcn.states import StateStore, Update, UserState
 from hiertcn.streams import Ints
 from hiertcn.trends import PERIOD
 
@@ -33,7 +33,7 @@ TOGETHER = 10_000
 class Told(NamedTuple):
     """A pick for the journal; what is told comes in this order.
 
-    time: microseconds; rank: of the item among all ids; place: in the log; before: the item picked before in the session
+    time: microseconds; rank: of the item among all ids; place: in the log; before: picked before in the session
     """
 
     time: int
@@ -121,4 +121,5 @@ def _heard_until(model: Served) -> int:
         return 0
     state = crowd.state()
     # The period that ran at the end is counted as over.
-    return max(int(state["begin"]) * round(PERIOD * SECOND) - 1, round(state["times"].max(initial=0.0) * SECOND))
+    latest: float = state["times"].max(initial=0.0)
+    return max(int(state["begin"]) * round(PERIOD * SECOND) - 1, round(latest * SECOND))

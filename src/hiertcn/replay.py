@@ -135,7 +135,9 @@ class _Replay:
         user_ids = self._log.user_ids.gather(users).cast(pl.String).to_list()
         marks = list(map(mark_of, self._event_ids(mine, user_ids, items, times.tolist())))
         order = np.lexsort((np.array(marks, dtype=np.uint64), ranks, times, users))
-        picks = [Pick(items[at], time, marks[at]) for at, time in zip(order.tolist(), times[order].tolist(), strict=True)]
+        picks = [
+            Pick(items[at], time, marks[at]) for at, time in zip(order.tolist(), times[order].tolist(), strict=True)
+        ]
         ranks = ranks[order]
         return [
             _History(key_of(user_ids[begin]), picks[begin:end], ranks[begin:end], mine.start + begin)

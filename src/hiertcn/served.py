@@ -57,5 +57,10 @@ def exported_of(run: Path) -> Exported | None:
     folder = run / FOLDER
     if not any(folder.glob("encode*.onnx")):
         return None
+    try:
+        source = json.loads((run / "manifest.json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # What is wrong with the run, its reader says.
+        return None
     found = Exported(folder)
-    return found if found.source == json.loads((run / "manifest.json").read_text())["sha256"] else None
+    return found if found.source == source else None

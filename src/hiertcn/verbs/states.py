@@ -107,5 +107,20 @@ def _patient(url: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}deadline=30"
 
 
-def doctor() -> None:
-    """."""
+def doctor(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A model directory.")] = None,
+    state: Annotated[str | None, typer.Option(help="sqlite:///FILE or redis://HOST.")] = None,
+    index: Annotated[str | None, typer.Option(help="As of `hiertcn serve`.")] = None,
+    durability: Durability = "fsync",
+    as_json: Json = False,
+) -> None:
+    """Say what is installed, how safe a store is and what is in it, and what a server's limits are.
+
+    Ends with 1 where something that is promised can't be held. What a server has open in SQLite can't be looked at.
+    """
+    from hiertcn.diagnosis import diagnose
+
+    found = diagnose(run, state if state is None else _patient(state), index, durability)  # type: ignore[arg-type]
+    typer.echo(json.dumps(found.as_json(), indent=1) if as_json else found)
+    if not found.sound:
+        raise typer.Exit(1)
