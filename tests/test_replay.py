@@ -25,6 +25,7 @@ from hiertcn.states import MemoryStates, Pick, Update, UserState
 from hiertcn.states.state import HISTORY
 from people import FULL, GAP, KINDS, SIZES, START, catalog_of, run_of
 from replays import assert_same, busy, log_of, picks_of, told
+from stores import STORES, opened
 
 # Each decides something: within the session, within the lateness, at the gap and beside it, over several sessions.
 WAITS = [0, 1, 60, LATENESS, GAP - 1, GAP, GAP + 1, 90_000]
@@ -53,7 +54,7 @@ def placed(log: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
     return list(dict.fromkeys((user, item, float(time)) for (user, item, _), time in zip(log, times, strict=True)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(events_of, st.sampled_from(["full", "repeats", "hrnn", "hearing"]), st.integers(0, 30), st.booleans(), st.data())
 def test_a_log_in_bulk_is_its_events_one_by_one(
     runs: dict[str, Run], log: list[tuple[str, str, float]], kind: str, before: int, named: bool, data: st.DataObject
@@ -140,6 +141,20 @@ def test_an_id_counts_once_in_a_log(runs: dict[str, Run]) -> None:
     done = replay(served(runs["full"]), store, log_of(events, ["x", "x", "x", "y"]))
     assert done.statuses == {"applied": 2, "conflict": 1}
     assert [entry[1] for entry in picks_of(store)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_it_fills_every_store(
+    runs: dict[str, Run], kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hiertcn.replay, "TOGETHER", 20)
+    events = [event for user in "uvw" for event in busy(9, user)]
+    rec = Recommender.load(runs["full"])
+    told(rec, events)
+    with opened(kind, request, tmp_path) as store:
+        for expected in ("applied", "duplicate"):
+            assert replay(served(runs["full"]), store, log_of(events)).statuses == {expected: 27}
+            assert_same(store, rec.states, rec.digest)
 
 
 def test_what_was_forgotten_stays_so(runs: dict[str, Run]) -> None:

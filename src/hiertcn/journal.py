@@ -85,8 +85,8 @@ class Journal:
         """Tell all that is to be told, and give how many picks that were."""
         known, pending = Counter(self._known), []
         for one in sorted(self._pending):
-            if one.time == self._latest and known[one.item]:
-                known[one.item] -= 1
+            if one.time == self._latest and known[one[3:]]:
+                known[one[3:]] -= 1
             else:
                 pending.append(one)
         pending = pending[-KEPT:]
@@ -101,17 +101,18 @@ class Journal:
         self._store.update([], lambda _: Update([], entries))
 
 
-def _latest(store: StateStore) -> tuple[int, Counter[str]]:
-    """Of the picks that the journal holds: the latest time, 0 without one, and the items picked then."""
-    latest, items, position = 0, Counter[str](), 0
+def _latest(store: StateStore) -> tuple[int, Counter[tuple[str, str]]]:
+    """Of the picks that the journal holds: the latest time, 0 without one, and the items picked then, with those
+    before."""
+    latest, items, position = 0, Counter[tuple[str, str]](), 0
     while entries := store.journal(position):
         position = entries[-1][0]
         for _, entry in entries:
-            time, item, _ = json.loads(entry)
+            time, item, before = json.loads(entry)
             if time > latest:
                 latest, items = time, Counter()
             if time == latest:
-                items[item] += 1
+                items[item, before] += 1
     return latest, items
 
 
