@@ -13,6 +13,7 @@ from benchmarks import (
     losses,
     online,
     preparation,
+    replay,
     states,
     training_speed,
     vector_memory,
@@ -40,6 +41,7 @@ if __name__ == "__main__":
                 "ablation": ablation.run,
                 "states": states.run,
                 "online": online.run,
+                "replay": replay.run,
             },
             sys.argv[1:],
         )

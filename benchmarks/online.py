@@ -46,7 +46,7 @@ def _measured(folder: Path, repeats: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
     found: dict[str, Any] = {}
     for name, changes in {"strong": {}, "without boosts": {"trends": [], "follows": [], "repeats": 0}}.items():
-        opened = _run(folder / name.replace(" ", "-"), changes)
+        opened = write_model(folder / name.replace(" ", "-"), changes)
         model, exported = opened.model, Exported(export(opened))
         rows = random.integers(1, ITEMS + 1, (2, 20_000))
         times = 1.7e9 + random.uniform(-9e4, 0, 20_000)
@@ -91,7 +91,8 @@ def _medians(steps: Sequence[Callable[[], object]], repeats: int) -> list[float]
     return medians
 
 
-def _run(folder: Path, changes: dict[str, Any]) -> Run:
+def write_model(folder: Path, changes: dict[str, Any]) -> Run:
+    """The preset `strong`, but for `changes`, untrained, over ITEMS items."""
     config, _ = read_settings("strong", None, changes, {})
     folder.mkdir(parents=True)
     items = pl.DataFrame(

@@ -20,11 +20,12 @@ LONGEST = 320
 # Who may import whom: a module those of lower floors, and of its own floor as long as no circle comes of it.
 FLOORS = {
     6: """cli verbs verbs.catalogs verbs.comparisons verbs.exports verbs.flags verbs.logs verbs.runs verbs.servers
-          server serving""",
+          verbs.states
+          server serving diagnosis""",
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
-          service messages keys measures loading""",
+          service messages keys measures loading bar journal replay userdata""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers feeds exported graphs online scoring eager
           served hearing""",
@@ -53,7 +54,7 @@ ONLINE, OFFLINE = (
 )
 # Modules that import within functions: torch is loaded by the verbs that need it, optional libraries where they are
 # asked for, and names when they are used.
-LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.exports", "verbs.runs", "verbs.servers"}
+LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.exports", "verbs.runs", "verbs.servers", "verbs.states"}
 LAZY |= {"retrieval", "states", "served", "serving", ""}
 
 

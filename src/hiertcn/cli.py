@@ -15,7 +15,7 @@ from hiertcn import __version__
 from hiertcn.cache import Cache
 from hiertcn.errors import HiertcnError, InputError
 from hiertcn.quarantine import shown
-from hiertcn.verbs import catalogs, comparisons, exports, logs, runs, servers
+from hiertcn.verbs import catalogs, comparisons, exports, logs, runs, servers, states
 from hiertcn.verbs.flags import console, say
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ _EXTRAS = {
     **dict.fromkeys(("msgspec", "starlette", "uvicorn", "httptools", "uvloop", "prometheus_client"), "serve"),
     "onnxruntime": "serve",
     "onnx": "export",
+    "redis": "redis",
 }
 
 
@@ -60,6 +61,8 @@ for verb, example in (
     (runs.recommend, "recommend runs/a --user u1 -k 10 --exclude-seen"),
     (servers.serve, "serve runs/a --state sqlite:///states.db --port 8000"),
     (servers.key, "key --role write"),
+    (states.replay, "replay events.parquet runs/a --state sqlite:///states.db"),
+    (states.doctor, "doctor runs/a --state sqlite:///states.db --index faiss"),
     (servers.bench, "bench http://127.0.0.1:8000 runs/a --rate 1000 --seconds 60"),
     (exports.export, "export runs/a --out online"),
     (exports.verify, "verify runs/a events.parquet --users 100"),

@@ -36,7 +36,8 @@ NEEDED = ("user", "item", "time")
 class Columns:
     """Which column of the log is what; None: found among well-known names (user, item, time, type) or not used.
 
-    Files without a header have columns "0", "1", … `offset` holds milliseconds to add to `time`.
+    Files without a header have columns "0", "1", … `offset` holds milliseconds to add to `time`, `event` an id of each
+    event.
     """
 
     user: str | None = None
@@ -46,6 +47,7 @@ class Columns:
     type: str | None = None
     part: str | None = None
     offset: str | None = None
+    event: str | None = None
 
     def found_in(self, table: Table, needed: Sequence[str] = NEEDED) -> Columns:
         """These columns with the well-known names of `table` filled in.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Ask", "Event", "Id", "Time", "checked_id", "checked_k", "microseconds", "pick_of", "told"]
+__all__ = ["Ask", "Event", "Id", "Time", "checked_id", "checked_k", "key_of", "microseconds", "pick_of", "told"]
 
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from hiertcn.sessions import SECOND
 from hiertcn.states import Pick, mark_of
 
 LONGEST_ID = 256
+_KEY = 16
 MOST = 500
 """Items that can be asked for at once."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -43,13 +45,23 @@ class Event(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What `user` will pick next; as of `Recommender.recommend`. candidates: what to choose of; None: the catalog."""
+    """What `user` will pick next; as of `Recommender.recommend`.
+
+    candidates: what to choose of; None: the catalog
+    unstored:   events of the user that are read for this answer and never stored
+    """
 
     user: Id
     k: int = 10
     exclude_seen: bool = False
     time: Time | None = None
     candidates: Sequence[Id] | None = None
+    unstored: Sequence[Event] = ()
+
+
+def key_of(user: Id) -> bytes:
+    """What a store knows a user by, 16 bytes. No store holds an id: what was forgotten leaves no name behind."""
+    return blake2b(checked_id(user, "user").encode(), digest_size=_KEY).digest()
 
 
 def pick_of(event: Event) -> Pick:

@@ -27,7 +27,7 @@ from hiertcn.times import UNITS, as_logged, read_times
 _LONGEST_ID = 256
 _CONTROL = r"\p{Cc}"
 _SECOND = UNITS["us"]
-_IDS = ("user", "item")
+_IDS = ("user", "item", "event")
 # Integers that lie so close are looked up in a table; the others, and texts, are joined.
 _DENSE = 4
 _TEXTS = (pl.String, pl.Categorical, pl.Enum, pl.Null)
@@ -38,8 +38,9 @@ class Events:
     """Events of a log, in order.
 
     user_ids: [U], item_ids: [I], sorted, each once (string or int64)
-    frame:    [N] with user, item (uint32 codes), time (int64 microseconds) and, where the log has them, type, session,
-              part (uint32 codes into `names`)
+    frame:    [N] with user, item (uint32 codes), time (int64 microseconds) and, where the log has them, event (uint32
+              codes into `event_ids`), type, session, part (uint32 codes into `names`)
+    event_ids: [E], sorted, each once (string or int64); None without a column of them
     """
 
     user_ids: pl.Series
@@ -52,6 +53,7 @@ class Events:
     files: list[dict[str, Any]]
     quarantine: Quarantine
     duplicates: int
+    event_ids: pl.Series | None = None
 
 
 def read_events(
@@ -90,7 +92,7 @@ def read_events(
     good = moments.is_not_null()
     coded = {"time": moments}
     ids = {}
-    for role in _IDS:
+    for role in _ids_of(raw):
         ids[role], coded[role], good = _encoded(raw[role], role, good, places, quarantine)
     quarantine.check(max_bad_rows)
     labels: dict[str, list[str | None]] = {}
@@ -101,19 +103,39 @@ def read_events(
             coded[role] = _codes(raw[role], unique)
     del raw
     frame = pl.DataFrame(
-        [coded[role].alias(role) for role in ("user", "time", "item", "type", "session", "part") if role in coded]
+        [
+            coded[role].alias(role)
+            for role in ("user", "time", "item", "event", "type", "session", "part")
+            if role in coded
+        ]
     )
     if not good.all():
         frame = frame.filter(good)
     frame = _sorted(frame)
     duplicates = 0
     if not keep_duplicates:
-        same = _repeats(frame.select(role for role in ("user", "time", "item", "type") if role in frame.columns))
+        same = _repeats(
+            frame.select(role for role in ("user", "time", "item", "event", "type") if role in frame.columns)
+        )
         duplicates = int(same.sum())
         frame = frame.filter(~same) if duplicates else frame
     return Events(
-        ids["user"], ids["item"], frame, labels, columns, times.form, times.stated, files, quarantine, duplicates
+        ids["user"],
+        ids["item"],
+        frame,
+        labels,
+        columns,
+        times.form,
+        times.stated,
+        files,
+        quarantine,
+        duplicates,
+        ids.get("event"),
     )
+
+
+def _ids_of(frame: pl.DataFrame) -> list[str]:
+    return [role for role in _IDS if role in frame.columns]
 
 
 def _quarantine(names: list[str], read: list[Rows]) -> Quarantine:
@@ -194,7 +216,7 @@ def _checked(frame: pl.DataFrame, named: dict[str, str], name: str) -> pl.DataFr
                 f"Column {column!r} of {name} is of type {kind} ({example}); expected {expected}, for {role}. "
                 "Write it so, or choose another column."
             )
-    return frame.with_columns(_id(frame[role]) for role in _IDS)
+    return frame.with_columns(_id(frame[role]) for role in _ids_of(frame))
 
 
 def _id(raw: pl.Series) -> pl.Series:
@@ -207,7 +229,7 @@ def _id(raw: pl.Series) -> pl.Series:
 
 def _stacked(names: list[str], frames: list[pl.DataFrame]) -> pl.DataFrame:
     for name, frame in zip(names, frames, strict=True):
-        for role in _IDS:
+        for role in _ids_of(frame):
             if (
                 frame.height
                 and frames[0].height

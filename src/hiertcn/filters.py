@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Waterfall", "filtered"]
+__all__ = ["Waterfall", "filtered", "without_types"]
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +60,7 @@ def filtered(events: Events, config: PrepareConfig, named: pl.Series | None) -> 
     waterfall.add("as read, usable, without duplicates", frame)
     waterfall.check()
     if config.drop_types:
-        frame = _keep(frame, ~_of_types(events, config.drop_types))
+        frame = without_types(events, config.drop_types)
         waterfall.add(f"without types {', '.join(config.drop_types)}", frame)
     if named is not None and config.unknown_items == "drop":
         frame = _keep(frame, named.gather(frame["item"]))
@@ -90,6 +90,11 @@ def _counts(codes: pl.Series) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def _keep(frame: pl.DataFrame, kept: pl.Series) -> pl.DataFrame:
     return frame if kept.all() else frame.filter(kept)
+
+
+def without_types(events: Events, types: tuple[str, ...]) -> pl.DataFrame:
+    """Their frame [N] without the events of these types. Raises InputError where the log has none."""
+    return _keep(events.frame, ~_of_types(events, types))
 
 
 def _of_types(events: Events, types: tuple[str, ...]) -> pl.Series:

@@ -35,7 +35,7 @@ Id = Annotated[str, Meta(min_length=1, max_length=256)] | int
 Seconds = Annotated[int, Meta(description="seconds since 1970 UTC", gt=0)]
 K = Annotated[int, Meta(ge=1, le=500)]
 Source = Literal["model", "cold", "degraded"]
-Outcome = Literal["applied", "duplicate", "late", "expired", "unknown_item", "conflict", "invalid"]
+Outcome = Literal["applied", "duplicate", "late", "expired", "unknown_item", "conflict", "invalid", "not_stored"]
 
 
 class Fault(Struct):
@@ -53,13 +53,15 @@ class Problem(Struct):
 
 
 class EventMessage(Struct, forbid_unknown_fields=True):
-    """That a user picked an item. An event_id counts once. shown: what else was there to pick."""
+    """That a user picked an item. An event_id counts once. shown: what else was there to pick. consent: whether it may
+    be stored; if not, the answer to this request alone reads it."""
 
     event_id: Annotated[str, Meta(min_length=1, max_length=256)]
     user_id: Id
     item_id: Id
     time: Seconds
     shown: Annotated[list[Id], Meta(max_length=200)] = msgspec.field(default_factory=list)
+    consent: bool = True
 
 
 class EventsRequest(Struct, forbid_unknown_fields=True):

@@ -153,7 +153,7 @@ def prepare_config(preset: str | None, options: dict[str, Any]) -> tuple[Prepare
     given = dict(presets[preset]) if preset else {}
     note = given.pop("note", None)
     given |= {name: value for name, value in options.items() if value is not None}
-    roles = {f"{f.name}_column": f.name for f in fields(Columns) if f.name != "part"}
+    roles = {f"{f.name}_column": f.name for f in fields(Columns) if f.name not in ("part", "event")}
     known = [*(name for name in PrepareConfig.model_fields if name != "columns"), *roles]
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 __all__ = ["Recommender"]
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from hiertcn.answers import Followed, Kept, Recommendation
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
+from hiertcn.door import key_of as _key
 from hiertcn.errors import InputError
 from hiertcn.hearing import Hearing
 from hiertcn.online import Online
@@ -35,7 +35,6 @@ from hiertcn.streams import Ints
 LATENESS = 300.0
 if TYPE_CHECKING:
     from hiertcn.artifact import Run
-_KEY = 16
 
 
 class _Asked(NamedTuple):
@@ -250,6 +249,8 @@ class Recommender:
         self.states.forget(_key(user), forgotten)
 
     def _asked(self, ask: Ask, state: UserState) -> _Asked:
+        for event in ask.unstored:
+            state, _ = state.followed_by(self._pick(event), self._catalog.order)
         at = state.latest if ask.time is None else max(microseconds(ask.time), state.latest)
         hidden = self._rows(state.seen) if ask.exclude_seen else None
         among = None
@@ -311,8 +312,3 @@ class Recommender:
 
     def _hidden(self, rows: Ints | None) -> Ints:
         return self._withdrawn if rows is None else np.union1d(rows, self._withdrawn)
-
-
-def _key(user: Id) -> bytes:
-    """No store holds an id: what was forgotten leaves no name behind."""
-    return blake2b(checked_id(user, "user").encode(), digest_size=_KEY).digest()

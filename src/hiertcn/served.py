@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["Served", "served"]
+__all__ = ["Served", "exported_of", "served"]
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ from hiertcn.scoring import Scores
 
 if TYPE_CHECKING:
     from hiertcn.artifact import Run
+    from hiertcn.exported import Exported
 
 
 class Served(Reader, Scores, Protocol):
@@ -44,3 +46,21 @@ def served(run: str | Path | Run) -> Served:
     from hiertcn.eager import Eager
 
     return Eager(run if isinstance(run, Run) else Run(run))
+
+
+def exported_of(run: Path) -> Exported | None:
+    """What `hiertcn export` wrote as `run`, or of the run `run` as it is now; None where it was not exported so."""
+    from hiertcn.exported import FOLDER, Exported
+
+    if any(run.glob("encode*.onnx")):
+        return Exported(run)
+    folder = run / FOLDER
+    if not any(folder.glob("encode*.onnx")):
+        return None
+    try:
+        source = json.loads((run / "manifest.json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # What is wrong with the run, its reader says.
+        return None
+    found = Exported(folder)
+    return found if found.source == source else None

@@ -27,6 +27,7 @@ from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
 from hiertcn.recommender import Recommender
 from hiertcn.service import Overloaded, Service, Work
+from hiertcn.userdata import UserData, stored_of
 
 BODY = 1 << 20
 SLOW = 10.0
@@ -105,6 +106,14 @@ class Server:
         pick_of(event)
         return event
 
+    def _passed(self, given: m.EventMessage) -> m.Result | None:
+        """What becomes of an event that is not to be taken in, too old or without consent; None for any other."""
+        outcome: m.Outcome = "expired" if given.time < self._now() - RETENTION else "not_stored"
+        if outcome == "not_stored" and given.consent:
+            return None
+        self.measures.event(outcome)
+        return m.Result(given.event_id, outcome)
+
     def _result(self, work: Work, number: int) -> m.Result:
         event, status = work.events[number], work.statuses[number]
         assert work.by is not None
@@ -119,7 +128,12 @@ class Server:
         places = []
         for number, raw in enumerate(given.events):
             try:
-                events.append(self._event(m.decoded(raw, m.EventMessage)))
+                given_one = m.decoded(raw, m.EventMessage)
+                event = self._event(given_one)
+                if (passed := self._passed(given_one)) is not None:
+                    results[number] = passed
+                    continue
+                events.append(event)
                 places.append(number)
             except (m.Refused, InputError) as error:
                 fault = error.fault if isinstance(error, m.Refused) else m.Fault("invalid", str(error))
@@ -147,13 +161,18 @@ class Server:
         event = self._event(given.event)
         ask = Ask(event.user, given.k, given.exclude_seen, max(given.event.time, self._clock() or 0), given.candidates)
         _check(ask)
-        work = await self.service.do(Work([event], ask))
-        if work.statuses[0] == "conflict":
+        if (passed := self._passed(given.event)) is not None:
+            unstored = ask._replace(unstored=[event] if passed.status == "not_stored" else [])
+            work = await self.service.do(Work(ask=unstored))
+        else:
+            work = await self.service.do(Work([event], ask))
+        if passed is None and work.statuses[0] == "conflict":
             message = f"An event {given.event.event_id[:80]!r} with another item or time is known; it stays."
             raise m.Refused(409, "conflict", message, "event.event_id")
         assert work.by is not None
         found = work.found
-        return m.ObserveAnswer(self._result(work, 0), event.user, _ranked(found), _source(found), work.by.name)
+        result = passed or self._result(work, 0)
+        return m.ObserveAnswer(result, event.user, _ranked(found), _source(found), work.by.name)
 
     def _clock(self) -> float | None:
         """The time of the last event of anybody."""
@@ -169,6 +188,13 @@ class Server:
         idle = None if clock is None or not kept.sessions else max(0.0, clock - kept.sessions[-1][1][-1])
         sessions = [m.SessionAnswer(items, times) for items, times in kept.sessions]
         return m.UserAnswer(user, sessions, sum(len(s.items) for s in sessions), kept.size, idle)
+
+    async def export(self, _: None, request: Request) -> UserData:
+        """All that is stored of a user, in full."""
+        found = await asyncio.to_thread(stored_of, self.recommender.states, request.path_params["user_id"])
+        if found is None:
+            raise m.Refused(404, "unknown_user", "Nothing is kept of this user.")
+        return found
 
     async def forget(self, _: None, request: Request) -> Response:
         """Forget a user: nothing is kept, and events up to now that come later are not taken in."""
@@ -194,6 +220,7 @@ ROUTES = (
     Door("POST", "/v1/recommend", "read", m.RecommendRequest, Server.recommend),
     Door("POST", "/v1/observe", "write", m.ObserveRequest, Server.observe),
     Door("GET", "/v1/users/{user_id}", "read", None, Server.user),
+    Door("GET", "/v1/users/{user_id}/export", "admin", None, Server.export),
     Door("DELETE", "/v1/users/{user_id}", "admin", None, Server.forget),
     Door("GET", "/livez", None, None, Server.live),
     Door("GET", "/readyz", None, None, Server.is_ready),

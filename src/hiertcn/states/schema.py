@@ -13,7 +13,10 @@ APPLICATION, FORMAT = 0x48544353, 2
 # Where an SQLite file says what it is: its first bytes, then the user's version and the application at 60 and 68.
 _HEADER = struct.Struct(">16s44xI4xI")
 _MAGIC = b"SQLite format 3\0"
-WAY_OUT = "Put back a copy of it, or give a file that does not exist yet and replay the log into it."
+_REPLAY = (
+    "give a file that does not exist yet and replay the log into it: `hiertcn replay LOG RUN --state sqlite:///NEW`."
+)
+WAY_OUT = f"Put back a copy of it, or {_REPLAY}"
 TABLES = (
     "CREATE TABLE IF NOT EXISTS states (key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL)",
     # AUTOINCREMENT, so that a position is not used again when the journal was trimmed.
@@ -39,6 +42,6 @@ def refuse_foreign(path: Path) -> None:
         )
     if form < FORMAT:
         raise ArtifactError(
-            f"{path} is a store of states of format {form}; this version reads format {FORMAT}. It was left as it is. "
-            "Give a file that does not exist yet and replay the log into it."
+            f"{path} is a store of states of format {form}; this version reads format {FORMAT}. It was left as it is; "
+            f"{_REPLAY}"
         )

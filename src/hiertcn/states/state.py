@@ -7,14 +7,14 @@ been read yet.
 
 from __future__ import annotations
 
-__all__ = ["DIGEST", "HISTORY", "Pick", "Status", "UserState", "digest_of_model", "mark_of"]
+__all__ = ["DIGEST", "HISTORY", "Pick", "Status", "UserState", "digest_in", "digest_of_model", "mark_of"]
 
 import hashlib
 import json
 import struct
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, Self, TypeVar
@@ -32,6 +32,7 @@ _MAGIC, _FORMAT = b"HTCN", 3
 # items, of what was shown.
 _HEADER = struct.Struct(f"<4sHH{DIGEST}sqqIIIII")
 _CHECK = struct.Struct("<I")
+_OWNER = struct.calcsize("<4sHH")
 _TYPES = (np.dtype("<f4"), np.dtype("<i8"), np.dtype("<f8"))
 _NOTHING_READ = len(_TYPES)
 _ITEM_SIZE = (4, 8, 8, 1)
@@ -134,6 +135,42 @@ class UserState:
         )
         return found, "late" if late else "applied"
 
+    def followed_by_all(self, picks: Sequence[Pick], order: Order) -> tuple[Self, list[Status]]:
+        """The same after many events, given in the order that events are kept in, with nothing shown beside them: as
+        one by one, but a mark counts once among all of them."""
+        if not self.times and self.forgotten is None and len({pick.mark for pick in picks}) == len(picks):
+            items, times, marks = [list(column) for column in zip(*picks, strict=True)][:3] if picks else ([], [], [])
+            return replace(self, items=items, times=times, marks=marks, unread=len(picks)), ["applied"] * len(picks)
+        stored = [Pick(*pick) for pick in zip(self.items, self.times, self.marks, strict=True)]
+        beside = self.shown or [()] * self.unread
+        read = stored[: self.read]
+        unread = [pick._replace(shown=shown) for pick, shown in zip(stored[self.read :], beside, strict=True)]
+        begin = _place(unread[0], order) if unread else None
+        known = {pick.mark: pick[:2] for pick in stored if pick.mark}
+        statuses: list[Status] = []
+        for pick in picks:
+            if self.forgotten is not None and pick.time <= self.forgotten:
+                statuses.append("expired")
+            elif pick.mark in known:
+                statuses.append("duplicate" if known[pick.mark] == pick[:2] else "conflict")
+            else:
+                if pick.mark:
+                    known[pick.mark] = pick[:2]
+                late = self.long_term is not None and (begin is None or _place(pick, order) < begin)
+                statuses.append("late" if late else "applied")
+                (read if late else unread).append(pick)
+        kept = max(HISTORY, len(unread))
+        last = [one for part in (read, unread) for one in sorted(part, key=lambda pick: _place(pick, order))][-kept:]
+        found = replace(
+            self,
+            items=[pick.item for pick in last],
+            times=[pick.time for pick in last],
+            marks=[pick.mark for pick in last],
+            shown=[pick.shown for pick in last[len(last) - len(unread) :]] if self.shown else [],
+            unread=len(unread),
+        )
+        return found, statuses
+
     def after(self, count: int, long_term: npt.NDArray[Any], previous_end: int | None) -> Self:
         """The state when `long_term` has read `count` more events."""
         unread = self.unread - count
@@ -200,6 +237,16 @@ class UserState:
             None if forgotten == _NEVER else forgotten,
         )
         return found if owner == digest else found.unlearned()
+
+
+def digest_in(data: bytes) -> bytes:
+    """Of the model that a stored state's `long_term` belongs to; of a damaged value some bytes."""
+    return data[_OWNER : _OWNER + DIGEST]
+
+
+def _place(pick: Pick, order: Order) -> tuple[int, Any, int]:
+    """What events are ordered by."""
+    return pick.time, order(pick.item), pick.mark
 
 
 def _with(column: list[T], place: int, value: T) -> list[T]:
