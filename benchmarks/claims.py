@@ -33,7 +33,7 @@ MODELS = (
 # Neither You et al. nor their critics compare with it.
 BESIDE = "trending"
 SPLITS = ("last", "users")
-BUDGET = {"trials": 3, "epochs": 5, "patience": 2}
+BUDGET = {"trials": 2, "epochs": 5, "patience": 2}
 # Of the items at Pinterest, of the state of `strong` (two layers of 128; 50 rows), of the six layers of the flat TCN.
 DIM, STATE, SEEN = 512, 306, receptive_field(5, 6)
 FLOAT = 4
