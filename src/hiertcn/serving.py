@@ -6,7 +6,6 @@ __all__ = ["check_bind", "online_form", "serve"]
 
 import asyncio
 import ipaddress
-import json
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hiertcn.errors import InputError
 from hiertcn.exported import FOLDER, Exported
+from hiertcn.registry import exported_form
 from hiertcn.server import SLOW, Server
 
 CONNECTIONS = 4096
@@ -106,14 +106,9 @@ def check_bind(host: str, keys: bool, openly: bool) -> None:
 def online_form(run: Path, say: Callable[[str], None]) -> Exported:
     """What `hiertcn export` wrote as `run`, or of the run `run`; where that was not exported as it is now, it is first,
     by torch."""
-    if any(run.glob("encode*.onnx")):
-        return Exported(run)
-    folder = run / FOLDER
-    if any(folder.glob("encode*.onnx")):
-        found = Exported(folder)
-        if found.source == json.loads((run / "manifest.json").read_text())["sha256"]:
-            return found
-    say(f"{run} is exported to {folder}, so that it is served without torch")
+    if (found := exported_form(run)) is not None:
+        return found
+    say(f"{run} is exported to {run / FOLDER}, so that it is served without torch")
     from hiertcn.exporting import export
 
     return Exported(export(run))
