@@ -14,6 +14,7 @@ from benchmarks import (
     online,
     preparation,
     states,
+    swaps,
     training_speed,
     vector_memory,
     vector_speed,
@@ -40,6 +41,7 @@ if __name__ == "__main__":
                 "ablation": ablation.run,
                 "states": states.run,
                 "online": online.run,
+                "swaps": swaps.run,
             },
             sys.argv[1:],
         )

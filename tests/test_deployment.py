@@ -25,9 +25,11 @@ from hiertcn.door import Ask
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.exported import Exported
 from hiertcn.exporting import export
+from hiertcn.messages import Refused, SwapRequest
 from hiertcn.registry import POINTER, Registry, exported_form
 from hiertcn.retrieval import ExactIndex, open_index
 from hiertcn.scoring import compared
+from hiertcn.server import Server
 from hiertcn.service import Service, Work
 from hiertcn.smoke import check_answers
 from hiertcn.states import MemoryStates
@@ -154,6 +156,24 @@ def test_two_at_once_are_one_and_a_refusal(root: Path, monkeypatch: pytest.Monke
     with deployed(root) as (deployment, service):
         asyncio.run(both(deployment, service))
         assert (deployment.current.name, answers(service)) == ("b", "b")
+
+
+def test_a_stop_waits_for_no_swap(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = threading.Event(), threading.Event()
+    monkeypatch.setattr(deployments, "exported_form", lambda _: begun.set() or go.wait(20))
+
+    async def stopped(server: Server) -> None:
+        swapping = asyncio.ensure_future(server.swap(SwapRequest("b"), None))  # type: ignore[arg-type]
+        await asyncio.to_thread(begun.wait, 20)
+        server.ready = False
+        with pytest.raises(Refused) as caught:
+            await asyncio.wait_for(swapping, 10)
+        assert (caught.value.status, caught.value.fault.code) == (503, "stopping")
+
+    with deployed(root) as (deployment, service):
+        asyncio.run(stopped(Server(service, deployment=deployment)))
+        assert answers(service) == "a"
+        go.set()
 
 
 class Counted(ExactIndex):

@@ -31,6 +31,10 @@ from hiertcn.smoke import check_answers, check_catalog
 from hiertcn.states import StateStore
 
 NICE = 10
+# Seconds for which one thread may keep the others from running Python while a model is opened; it is 5 ms otherwise.
+_SWITCH = 0.0005
+# Seconds after which the model before hears what was told since: a rollback in a long time has little left to hear.
+_KEEPING_UP = 5.0
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -69,6 +73,9 @@ class Deployment:
         self.previous: str | None = None
         """The name of the model before the current one."""
         self.current = self._deployed(name, first, tried=False)
+        self._over = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_up, name="previous", daemon=True)
+        self._keeper.start()
 
     def names(self) -> list[str]:
         """Of all models that can be asked for."""
@@ -148,6 +155,13 @@ class Deployment:
             self._spare.index.close()
             self._spare = None
 
+    def _keep_up(self) -> None:
+        _give_way()
+        while not self._over.wait(_KEEPING_UP):
+            if (spare := self._spare) is not None:
+                with suppress(StorageError):
+                    spare.recommender.listen()
+
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """One swap at a time; what it fails with, as NotSwapped."""
@@ -172,6 +186,8 @@ class Deployment:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._keeper.join()
         self._release()
         self.current.index.close()
 
@@ -183,14 +199,22 @@ async def _apart(work: Callable[[], T]) -> T:
     future.set_running_or_notify_cancel()
 
     def run() -> None:
-        # Linux has a niceness for each thread.
-        if sys.platform == "linux":
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        _give_way()
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH)
         try:
             future.set_result(work())
         except BaseException as error:
             future.set_exception(error)
+        finally:
+            sys.setswitchinterval(before)
 
     threading.Thread(target=run, name="swap", daemon=True).start()
     return await asyncio.wrap_future(future)
+
+
+def _give_way() -> None:
+    """Let this thread have what the others leave. On Linux a niceness is a thread's own; elsewhere, nothing changes."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -6,7 +6,7 @@ __all__ = ["ROUTES", "Server"]
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -194,13 +194,24 @@ class Server:
 
     async def swap(self, given: m.SwapRequest, request: Request) -> m.ModelAnswer:
         """Let another model answer; the one that does answers on until then, or if it can't."""
-        await self._deployed().swap(self.service, given.model, given.allow_shrink)
+        await self._while_ready(self._deployed().swap(self.service, given.model, given.allow_shrink))
         return await self.model(None, request)
 
     async def rollback(self, _: None, request: Request) -> m.ModelAnswer:
         """Let the model before the current one answer again."""
-        await self._deployed().rollback(self.service)
+        await self._while_ready(self._deployed().rollback(self.service))
         return await self.model(None, request)
+
+    async def _while_ready(self, swapping: Coroutine[Any, Any, None]) -> None:
+        """Opening a model may take minutes, for which a stop does not wait."""
+        task = asyncio.ensure_future(swapping)
+        while not (await asyncio.wait({task}, timeout=0.2))[0]:
+            if not self.ready:
+                task.cancel()
+                raise m.Refused(
+                    503, "stopping", "The server stops. When it is back, GET /v1/model says which one answers."
+                )
+        await task
 
     def _deployed(self) -> Deployment:
         if self._deployment is None:
