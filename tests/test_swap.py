@@ -171,9 +171,8 @@ def test_only_an_admin_swaps(root: Path) -> None:
         found = {}
         for role, (key, _) in made.items():
             headers = {"authorization": f"Bearer {key}"}
-            asked = (("GET", "/v1/model", None), ("POST", "/v1/model", {"model": "b"}))
-            asked = (*asked, ("POST", "/v1/model/rollback", None))
-            found[role] = [server.ask(*one, **headers).status for one in asked]
+            asked = [("GET", "", None), ("POST", "", {"model": "b"}), ("POST", "/rollback", None)]
+            found[role] = [server.ask(way, f"/v1/model{path}", body, **headers).status for way, path, body in asked]
     assert found == {"read": [200, 403, 403], "write": [403, 403, 403], "admin": [200, 200, 200]}
 
 
