@@ -292,7 +292,7 @@ def test_answers_have_to_be_numbers_and_to_come_in_time(large: Exported, monkeyp
                 check_answers(large, vectors, index)
         search = index.search
         for damaged in (
-            lambda rows, scores: (rows, np.where(rows == 7, np.inf, scores)),
+            lambda rows, scores: (rows, np.full_like(scores, np.inf)),
             lambda rows, scores: (rows, np.full_like(scores, np.nan)),
             lambda rows, scores: (np.where(rows > 30, 0, rows), scores),
         ):
