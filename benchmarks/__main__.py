@@ -15,6 +15,7 @@ from benchmarks import (
     preparation,
     replay,
     states,
+    swaps,
     training_speed,
     vector_memory,
     vector_speed,
@@ -42,6 +43,7 @@ if __name__ == "__main__":
                 "states": states.run,
                 "online": online.run,
                 "replay": replay.run,
+                "swaps": swaps.run,
             },
             sys.argv[1:],
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ASIDE", "digest_of", "refusals", "sweep", "write_folder", "write_text", "written_aside"]
+__all__ = ["ASIDE", "digest_of", "refusals", "sweep", "sweep_dead", "write_folder", "write_text", "written_aside"]
 
 import errno
 import glob
@@ -86,7 +86,7 @@ def write_folder(path: Path) -> Iterator[Path]:
     with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside, before = (path.with_name(f"{path.name}.{os.getpid()}{mark}{ASIDE}") for mark in ("", ".before"))
-        _sweep_dead(path)
+        sweep_dead(path)
         try:
             aside.mkdir()
             yield aside
@@ -103,8 +103,8 @@ def write_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(before, ignore_errors=True)
 
 
-def _sweep_dead(path: Path) -> None:
-    """Remove what processes that are gone left beside `path` when they were killed in `write_folder`."""
+def sweep_dead(path: Path) -> None:
+    """Remove what processes that are gone left beside `path` when they were killed in writing it."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*{ASIDE}"):
         pid = left.name.removeprefix(f"{path.name}.").partition(".")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):

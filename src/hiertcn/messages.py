@@ -8,6 +8,7 @@ __all__ = [
     "EventsAnswer",
     "EventsRequest",
     "Fault",
+    "ModelAnswer",
     "ObserveAnswer",
     "ObserveRequest",
     "Problem",
@@ -16,6 +17,7 @@ __all__ = [
     "Refused",
     "Result",
     "SessionAnswer",
+    "SwapRequest",
     "UserAnswer",
     "decoded",
     "encoded",
@@ -145,6 +147,22 @@ class UserAnswer(Struct):
     events: int
     bytes: int
     idle_seconds: float | None
+
+
+class SwapRequest(Struct, forbid_unknown_fields=True):
+    """model: its name, that of a folder. allow_shrink: take one that lacks most of the items recommended now, too."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=100)]
+    allow_shrink: bool = False
+
+
+class ModelAnswer(Struct):
+    """Which model answers: by the name of its folder, and as answers name it; the one before it; all that are there."""
+
+    name: str
+    model: str
+    previous: str | None
+    models: list[str]
 
 
 class Refused(Exception):

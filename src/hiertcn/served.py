@@ -4,21 +4,26 @@ from __future__ import annotations
 
 __all__ = ["Served", "exported_of", "served"]
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 
 from hiertcn.catalog import Catalog
 from hiertcn.crowd import Crowd
+from hiertcn.manifest import read_manifest
 from hiertcn.online import Reader
 from hiertcn.scoring import Scores
 
 if TYPE_CHECKING:
     from hiertcn.artifact import Run
     from hiertcn.exported import Exported
+
+
+class _Run(BaseModel, strict=True):
+    trained: str
 
 
 class Served(Reader, Scores, Protocol):
@@ -49,18 +54,17 @@ def served(run: str | Path | Run) -> Served:
 
 
 def exported_of(run: Path) -> Exported | None:
-    """What `hiertcn export` wrote as `run`, or of the run `run` as it is now; None where it was not exported so."""
+    """What `hiertcn export` wrote as `run`, or of the run `run` as it is now; None where it was not exported so.
+
+    Raises ArtifactError for what is neither, or damaged.
+    """
     from hiertcn.exported import FOLDER, Exported
 
     if any(run.glob("encode*.onnx")):
         return Exported(run)
+    source = read_manifest(run / "manifest.json", _Run)["sha256"]
     folder = run / FOLDER
     if not any(folder.glob("encode*.onnx")):
-        return None
-    try:
-        source = json.loads((run / "manifest.json").read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        # What is wrong with the run, its reader says.
         return None
     found = Exported(folder)
     return found if found.source == source else None

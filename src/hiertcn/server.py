@@ -6,7 +6,7 @@ __all__ = ["ROUTES", "Server"]
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from hiertcn import messages as m
 from hiertcn.answers import Recommendation
+from hiertcn.deployment import Deployment, NotSwapped
 from hiertcn.door import Ask, Event, checked_id, pick_of
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.keys import Keys, Role
@@ -48,10 +49,17 @@ class Door:
 
 
 class Server:
-    """The ASGI application of a service. now: the wall clock, seconds since 1970."""
+    """The ASGI application of a service. now: the wall clock, seconds since 1970. deployment: of the service's
+    recommender, where another model may take over."""
 
-    def __init__(self, service: Service, keys: Keys | None = None, now: Callable[[], float] = time.time) -> None:
-        self.service, self._keys, self._now = service, keys or Keys(), now
+    def __init__(
+        self,
+        service: Service,
+        keys: Keys | None = None,
+        now: Callable[[], float] = time.time,
+        deployment: Deployment | None = None,
+    ) -> None:
+        self.service, self._keys, self._now, self._deployment = service, keys or Keys(), now, deployment
         self.measures = Measures(lambda: service.waiting)
         self.ready = True
         routes = [Route(door.path, self._endpoint(door), methods=[door.method]) for door in ROUTES]
@@ -75,6 +83,8 @@ class Server:
                 answer = _problem(refused.status, refused.fault)
             except InputError as error:
                 answer = _problem(422, m.Fault("invalid", str(error)))
+            except NotSwapped as kept:
+                answer = _problem(409, m.Fault(kept.code, str(kept)))
             except Overloaded:
                 answer = _problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
             except StorageError as error:
@@ -151,8 +161,9 @@ class Server:
         try:
             work = await self.service.do(Work(ask=ask))
         except (StorageError, ArtifactError):
-            found = self.recommender.popular(ask)
-            return m.Answer(given.user_id, _ranked(found), "degraded", self.recommender.name)
+            # Read once: another may take over.
+            by = self.recommender
+            return m.Answer(given.user_id, _ranked(by.popular(ask)), "degraded", by.name)
         assert work.by is not None
         return m.Answer(given.user_id, _ranked(work.found), _source(work.found), work.by.name)
 
@@ -201,6 +212,40 @@ class Server:
         await asyncio.to_thread(self.recommender.delete, request.path_params["user_id"], self._now())
         return Response(status_code=204)
 
+    async def model(self, _: None, __: Request) -> m.ModelAnswer:
+        """Which model answers, and which others could."""
+        deployment = self._deployed()
+        names = await asyncio.to_thread(deployment.names)
+        return m.ModelAnswer(deployment.current.name, self.recommender.name, deployment.previous, names)
+
+    async def swap(self, given: m.SwapRequest, request: Request) -> m.ModelAnswer:
+        """Let another model answer; the one that does answers on until then, or if it can't."""
+        await self._while_ready(self._deployed().swap(self.service, given.model, given.allow_shrink))
+        return await self.model(None, request)
+
+    async def rollback(self, _: None, request: Request) -> m.ModelAnswer:
+        """Let the model before the current one answer again."""
+        await self._while_ready(self._deployed().rollback(self.service))
+        return await self.model(None, request)
+
+    async def _while_ready(self, swapping: Coroutine[Any, Any, None]) -> None:
+        """Opening a model may take minutes, for which a stop does not wait."""
+        task = asyncio.ensure_future(swapping)
+        while not (await asyncio.wait({task}, timeout=0.2))[0]:
+            if not self.ready:
+                task.cancel()
+                raise m.Refused(
+                    503, "stopping", "The server stops. When it is back, GET /v1/model says which one answers."
+                )
+        await task
+
+    def _deployed(self) -> Deployment:
+        if self._deployment is None:
+            raise NotSwapped(
+                "no_models", "This server was started on one model as it is. Start it on a folder of models."
+            )
+        return self._deployment
+
     async def live(self, _: None, __: Request) -> Response:
         """Whether the process gets on."""
         stuck = time.monotonic() - self.service.beat > 5 and self.service.waiting
@@ -222,6 +267,9 @@ ROUTES = (
     Door("GET", "/v1/users/{user_id}", "read", None, Server.user),
     Door("GET", "/v1/users/{user_id}/export", "admin", None, Server.export),
     Door("DELETE", "/v1/users/{user_id}", "admin", None, Server.forget),
+    Door("GET", "/v1/model", "read", None, Server.model),
+    Door("POST", "/v1/model", "admin", m.SwapRequest, Server.swap),
+    Door("POST", "/v1/model/rollback", "admin", None, Server.rollback),
     Door("GET", "/livez", None, None, Server.live),
     Door("GET", "/readyz", None, None, Server.is_ready),
     Door("GET", "/metrics", None, None, Server.metrics),

@@ -17,7 +17,7 @@ from hiertcn.verbs.flags import RunFolder, say
 
 
 def serve(
-    run: RunFolder,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A model, or a folder that holds models.")],
     state: Annotated[str, typer.Option(help="memory:, sqlite:///FILE or redis://HOST.")] = "sqlite:///states.db",
     index: Annotated[
         str, typer.Option(help="exact, faiss, faiss:ivf, faiss:hnsw, faiss:ivfpq or qdrant://HOST.")
@@ -25,17 +25,20 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A TOML file of API keys, see `hiertcn key`.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of a folder of models.", show_default="the one served last")
+    ] = None,
     openly: Annotated[bool, typer.Option("--open", help="Bind any address without keys.")] = False,
     durability: Annotated[str, typer.Option(help="fsync: acknowledged survives a power cut; os: a kill.")] = "fsync",
 ) -> None:
     """Recommend over HTTP: take in events, keep every user's state, answer with the next items.
 
-    A model that `hiertcn export` wrote needs no torch; a run that was not exported yet is, first.
+    A model that `hiertcn export` wrote needs no torch; a run that was not exported yet is, first. Others of
+    a folder of models can take over while it serves (POST /v1/model).
     """
+    from hiertcn.deployment import Deployment
     from hiertcn.keys import Keys
-    from hiertcn.recommender import Recommender
-    from hiertcn.retrieval import open_index
-    from hiertcn.scoring import compared
+    from hiertcn.registry import Registry
     from hiertcn.server import Server
     from hiertcn.service import Service
     from hiertcn.serving import check_bind, online_form
@@ -44,13 +47,16 @@ def serve(
 
     known = Keys.read(keys) if keys else Keys()
     check_bind(host, len(known) > 0, openly)
-    model = online_form(run, say)
+    registry = Registry(run)
+    name = registry.first(model)
+    first = online_form(registry.folder(name), say)
     with (
-        open_index(index, compared(model), cache=model.path / "index") as found,
         open_states(state, durability, say) as states,  # type: ignore[arg-type]
-        Service(Recommender(model, states, index=found)) as service,
+        Deployment(registry, name, first, index, states) as deployment,
+        Service(deployment.current.recommender) as service,
     ):
-        serve_on(Server(service, known), host, port, lambda at: say(f"http://{host}:{at} serves {model.path}"))
+        server = Server(service, known, deployment=deployment)
+        serve_on(server, host, port, lambda at: say(f"http://{host}:{at} serves {first.path}"))
 
 
 def key(role: Annotated[str, typer.Option(help="read, write or admin.")] = "write") -> None:
