@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from hiertcn.catalog import Catalog
 from hiertcn.crowd import Crowd
+from hiertcn.itemrows import Given
 from hiertcn.online import Reader
 from hiertcn.scoring import Scores
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class Served(Reader, Scores, Protocol):
-    """digest: what a long-term state depends on; withdrawn: rows that are never recommended"""
+    """digest: what a long-term state depends on; withdrawn: rows that are never recommended; given: what makes rows of
+    the vectors of new items, None where it takes none"""
 
     path: Path
     catalog: Catalog
@@ -30,6 +32,7 @@ class Served(Reader, Scores, Protocol):
     session_gap: float
     max_session_events: int
     digest: bytes
+    given: Given | None
 
     def crowd(self) -> Crowd | None:
         """What everybody picked last in the log, to go on from; None for a model that does not read it."""
