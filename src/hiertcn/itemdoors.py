@@ -30,7 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hiertcn import messages as m
-from hiertcn.errors import InputError
+from hiertcn.door import told
 from hiertcn.recommender import Recommender
 from hiertcn.service import Service, Work
 from hiertcn.stock import Shrinks, Stated, Stock
@@ -136,20 +136,17 @@ def _put(stock: Stock, items: Sequence[msgspec.Raw]) -> list[ItemResult]:
     for number, raw in enumerate(items):
         try:
             item = m.decoded(raw, ItemMessage)
-            one = Stated(item.item_id, item.vector, item.title)
-            wrong = stock.fault(one)
+            stated[number] = Stated(item.item_id, item.vector, item.title)
         except m.Refused as refused:
             results[number] = ItemResult(None, "invalid", refused.fault)
-        except InputError as error:
-            results[number] = ItemResult(None, "invalid", m.Fault("invalid", str(error), "item_id"))
-        else:
-            if wrong is None:
-                stated[number] = one
-            elif stock.model.given is None:
-                raise m.Refused(409, "learned_vectors", f"The item {str(one.item)[:80]!r} can't be put: {wrong}.")
-            else:
-                results[number] = ItemResult(item.item_id, "invalid", m.Fault("invalid", f"Not taken: {wrong}."))
-    for (number, one), new in zip(stated.items(), stock.put(stated.values()), strict=True):
+    for (number, one), wrong in zip(list(stated.items()), stock.faults(list(stated.values())), strict=True):
+        if wrong is not None:
+            fault = m.Fault("invalid", f"The item {told(one.item)} is not taken: {wrong}.")
+            if stock.model.given is None:
+                raise m.Refused(409, "learned_vectors", fault.message)
+            results[number] = ItemResult(one.item, "invalid", fault)
+            del stated[number]
+    for (number, one), new in zip(stated.items(), stock.put(list(stated.values())), strict=True):
         results[number] = ItemResult(one.item, "added" if new else "replaced")
     return [results[number] for number in range(len(items))]
 

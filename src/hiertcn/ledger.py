@@ -12,7 +12,7 @@ import json
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,8 +115,11 @@ class Ledger:
         self._numbers: dict[str, int] = {}
         self._news: dict[int, Item] = {}
 
-    def __contains__(self, item: str) -> bool:
-        return item in self._numbers
+    def known(self, items: Iterable[str]) -> set[str]:
+        """Those of the items that it holds by now."""
+        with self._lock:
+            self._read()
+            return {item for item in items if item in self._numbers}
 
     def news(self) -> dict[int, Item]:
         """By their numbers, the items that changed since this was asked before: first all of them."""

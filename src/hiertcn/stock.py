@@ -119,12 +119,27 @@ class Stock:
         out[known] = self._rows[numbers[known]]
         return out
 
-    def fault(self, stated: Stated) -> str | None:
-        """What is wrong with an item that is to be put. Raises InputError for an id that can't be one."""
-        name, given = self._name(stated.item), self.model.given
+    def faults(self, items: Sequence[Stated]) -> list[str | None]:
+        """What is wrong with each of the items that are to be put, None for what is right."""
+        names: list[str | None] = []
+        out: list[str | None] = []
+        for stated in items:
+            try:
+                names.append(self._name(stated.item))
+                out.append(None)
+            except InputError as error:
+                names.append(None)
+                out.append(str(error))
+        known = self._held(names)
+        return [
+            wrong or self._fault(stated, name, name in known)
+            for wrong, stated, name in zip(out, items, names, strict=True)
+        ]
+
+    def _fault(self, stated: Stated, name: str | None, known: bool) -> str | None:
+        given = self.model.given
         if name is None:
             return "its id is none of this log's, whose ids are whole numbers"
-        known = self.row(name) or name in self._ledger
         if given is None and not (known and stated.vector is None):
             return (
                 "the model learned its item vectors, so it takes no others, and no item that it was not trained on; "
@@ -140,25 +155,24 @@ class Stock:
         wrong = given.fault(vector)
         return None if wrong is None else f"its vector is {wrong}"
 
-    def put(self, items: Iterable[Stated]) -> list[bool]:
+    def put(self, items: Sequence[Stated]) -> list[bool]:
         """Add or replace items; of each, whether it is new. A withdrawn one stays withdrawn.
 
         A model that has an item in its own catalog keeps its own vector of it, unless the vector was told to that very
-        model. Raises InputError, and nothing changes, for an item that has a `fault`.
+        model. Raises InputError, and nothing changes, for items that have `faults`.
         """
-        items = list(items)
-        faults = {told(stated.item): wrong for stated in items if (wrong := self.fault(stated)) is not None}
+        faults = [(one.item, wrong) for one, wrong in zip(items, self.faults(items), strict=True) if wrong is not None]
         if faults:
-            named = "; ".join(f"{item}: {wrong}" for item, wrong in list(faults.items())[:EXAMPLES])
+            named = "; ".join(f"{told(item)}: {wrong}" for item, wrong in faults[:EXAMPLES])
             raise InputError(
                 f"{len(faults):,} of {len(items):,} items can't be put: {named}. Give each new item a vector of finite "
                 "numbers, not all zero, computed as those of the catalog."
             )
+        names = [cast(str, self._name(stated.item)) for stated in items]
+        known, new = self._held(names), []
         changes: dict[str, Callable[[Item], Item]] = {}
-        new = []
-        for stated in items:
-            name = cast(str, self._name(stated.item))
-            new.append(not self.row(name) and name not in changes and name not in self._ledger)
+        for name, stated in zip(names, items, strict=True):
+            new.append(name not in known and name not in changes)
             changes[name] = _then(changes.get(name), self._facts(stated))
         if len(self._ids) + len(changes) >= _MOST:
             raise InputError(f"There are {len(self._ids):,} items; at most {_MOST:,} can be served. Train a new model.")
@@ -206,9 +220,15 @@ class Stock:
         found = self._catalog.coerce(checked_id(item, "item"))
         return None if found is None else str(found)
 
+    def _held(self, names: Iterable[str | None]) -> set[str | None]:
+        """Those of the names that are of known items: of the catalog, or of the ledger as it is by now."""
+        asked = {name for name in names if name is not None}
+        return {*(name for name in asked if self.row(name)), *self._ledger.known(asked)}
+
     def _known(self, items: Iterable[Id]) -> list[str | None]:
         names = [self._name(item) for item in items]
-        return [name if name is not None and (self.row(name) or name in self._ledger) else None for name in names]
+        known = self._held(names)
+        return [name if name in known else None for name in names]
 
     def _facts(self, stated: Stated) -> Callable[[Item], Item]:
         told_: dict[str, Any] = {} if stated.title is None else {"title": stated.title}
