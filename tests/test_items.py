@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exports import HEARD, ITEMS
-from hiertcn.artifact import Run, write_run
+from hiertcn.artifact import Run
 from hiertcn.assortment import add_items
 from hiertcn.door import Ask
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.exported import Exported
 from hiertcn.exporting import export
-from hiertcn.models import HierTCNConfig, build
+from hiertcn.models import HierTCNConfig
 from hiertcn.recommender import Recommender
 from hiertcn.retrieval import ExactIndex
-from hiertcn.retrieval.approximate import FaissIndex
 from hiertcn.scoring import compared
-from hiertcn.states import MemoryStates, StateStore, Update, open_states
+from hiertcn.states import MemoryStates, Update
 from hiertcn.stock import Shrinks, Stated, Stock
-from indexes import asked, learned_vectors, recall
 from people import GAP, SIZES, START, assert_alike, catalog_of, run_of
 from stores import opened
 from test_exported import saved
@@ -278,71 +275,3 @@ def test_damaged_items_are_told_and_what_is_known_is_served(model: Exported, cap
     assert caplog.text.count("Restore the store from a copy") == 1
     with pytest.raises(ArtifactError, match="Restore the store"):
         Recommender(model, store)
-
-
-def test_a_walked_index_finds_nearly_all_after_much_has_changed(tmp_path: Path) -> None:
-    """A quarter withdrawn, as many added, some moved: an HNSW index beside all scores."""
-    count, dim = 6_000, 16
-    table = learned_vectors(count + 1_500, dim)
-    config = HierTCNConfig.model_validate({**SIZES, "vectors": "fixed"})
-    names = [f"n{row}" for row in range(1, count + 1)]
-    run = _big(tmp_path / "run", config, names, table[: count + 1])
-    store: StateStore = MemoryStates()
-    model = Exported(export(run))
-    with FaissIndex(compared(model), "hnsw") as index:
-        stock = Stock(model, store, index)
-        for begin in range(0, 1_500, 500):
-            some = range(begin, begin + 500)
-            stock.withdraw([f"n{4 * n + 1}" for n in some])
-            stock.put([Stated(f"added-{n}", table[count + 1 + n].tolist()) for n in some])
-            stock.put([Stated(f"n{4 * n + 2}", table[4 * n + 3].tolist()) for n in range(begin, begin + 50)])
-            stock.listen()
-        index.settle()
-        assert len(index) == count
-        assert int(index.facts()["rebuilt"]) >= 1
-        queries = asked(table, 100)
-        # Rows from its last item on are of withdrawn and moved items, that have theirs in the catalog.
-        rows = np.flatnonzero(stock.open)
-        scores = queries @ model_of(stock).compared(rows).T
-        best = rows[np.argsort(-scores)]
-        found = index.search(queries, 50)[0]
-        assert recall(found, best[:, :50]) >= 0.97
-        assert stock.open[found].all()
-
-
-def _big(path: Path, config: HierTCNConfig, names: list[str], vectors: np.ndarray[Any, Any]) -> Run:
-    path.mkdir()
-    np.save(path / "given.npy", vectors)
-    catalog = catalog_of(names)
-    model = build(config, catalog.train_events, 0, vectors)
-    rule = {"session_gap": float(GAP), "max_session_events": 1000, "validation": {}, "history": []}
-    facts = {"cache": {"path": str(path), "fingerprint": "none"}, **rule}
-    write_run(path, model, config, catalog, facts, path / "given.npy")
-    return Run(path)
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[StateStore]:
-    with open_states(f"sqlite:///{tmp_path}/states.db") as store:
-        yield store
-
-
-def test_numbers_as_ids(tmp_path: Path, sqlite: StateStore) -> None:
-    config = HierTCNConfig.model_validate({**SIZES, "vectors": "fixed"})
-    model = Exported(export(_numbered(tmp_path / "run", config)))
-    rec = Recommender(model, sqlite)
-    assert rec.stock.put([Stated("0017", [1.0] * DIM), Stated(17, [2.0] * DIM), Stated(3, title="Three")]) == [
-        True,
-        False,
-        False,
-    ]
-    rec.observe("u", "17", START)
-    assert {17, 3} <= items_of(listened(rec))
-    with pytest.raises(InputError, match="whole numbers"):
-        rec.stock.put([Stated("x", [1.0] * DIM)])
-    assert rec.stock.withdraw([17, "x", 99]) == [True, False, False]
-    assert 17 not in items_of(listened(rec))
-
-
-def _numbered(path: Path, config: HierTCNConfig) -> Run:
-    return _big(path, config, list(range(1, 9)), vectors_of(8))  # type: ignore[arg-type]

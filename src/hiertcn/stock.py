@@ -131,10 +131,11 @@ class Stock:
                 names.append(None)
                 out.append(str(error))
         known = self._held(names)
-        return [
-            wrong or self._fault(stated, name, name in known)
-            for wrong, stated, name in zip(out, items, names, strict=True)
-        ]
+        for number, (stated, name) in enumerate(zip(items, names, strict=True)):
+            out[number] = out[number] or self._fault(stated, name, name in known)
+            if out[number] is None:
+                known.add(name)
+        return out
 
     def _fault(self, stated: Stated, name: str | None, known: bool) -> str | None:
         given = self.model.given
