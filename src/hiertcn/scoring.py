@@ -162,9 +162,9 @@ def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
 
 
 def _products(model: Searchable, vectors: Array, rows: Ints) -> Array:
-    """float32 [T, C]: of vectors [T, Q] with item rows [T, C], and the bias; −inf for _NONE."""
+    """float32 [T, C]: of vectors [T, Q or more] with item rows [T, C], and the bias; −inf for _NONE."""
     some = np.where(rows < _NONE, rows, 0)
-    scores = model.scores_of(vectors, some)
+    scores = model.scores_of(vectors[:, : model.vectors.shape[1]], some)
     scores[rows == _NONE] = -np.inf
     return scores
 
