@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from hiertcn.ledger import Item, Ledger
+from hiertcn.door import key_of
+from hiertcn.ledger import Item, Ledger, owns
 from hiertcn.states import MemoryStates
 
 
@@ -45,3 +46,12 @@ def test_who_was_away_for_long_hears_all() -> None:
     # What changed lately is named, so that not all is read again.
     writer.change({"7-7": lambda item: Item("7-7", title="t")})
     assert [item.title for item in away.news().values()] == ["t"]
+
+
+def test_its_keys_are_told_from_those_of_users() -> None:
+    store = MemoryStates()
+    Ledger(store).change({"a": lambda item: item})
+    keys = [key for key, _ in store.scan()]
+    assert len(keys) == 2
+    assert all(map(owns, keys))
+    assert not owns(key_of("items"))
