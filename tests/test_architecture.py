@@ -25,10 +25,10 @@ FLOORS = {
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
-          service messages keys measures loading bar journal replay userdata registry smoke deployment""",
+          service messages keys measures loading bar journal replay userdata registry smoke deployment itemdoors""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers feeds exported graphs online scoring eager
-          served hearing""",
+          served hearing ledger stock""",
     3: """cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
           states.promises states.protocol states.redis states.schema states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
@@ -38,7 +38,7 @@ FLOORS = {
           retrieval retrieval.approximate retrieval.exact retrieval.indexfile retrieval.protocol retrieval.qdrant
           retrieval.ranks retrieval.structures retrieval.table""",
     2: """sessions catalog ragged packing ranges sequences trends follows crowd losses negatives synth metrics filters
-          splits itemlist vectors impressions""",
+          splits itemlist vectors impressions itemrows""",
     1: "events columns options quarantine sources tables lines times config errors files",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
@@ -46,6 +46,7 @@ FLOOR = {module: floor for floor, modules in FLOORS.items() for module in module
 WITHOUT_TORCH = [
     *("preparation", "inspection", "histories", "synth", "cache", "catalog", "sessions", "splits", "filters"),
     *("itemlist", "events", "options", "metrics", "streams", "states", "exported", "online", "scoring", "hearing"),
+    *("itemrows", "ledger"),
     *("retrieval", "retrieval.approximate", "retrieval.qdrant"),
 ]
 ONLINE, OFFLINE = (

@@ -28,6 +28,10 @@ class Boosting:
         rows = queries[:, SIZE : SIZE + boosted].astype(np.int64)
         return queries[:, :SIZE], rows, queries[:, SIZE + boosted :]
 
+    def scores_of(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        found = (self.vectors[rows] * vectors[:, None]).sum(2)
+        return found if self.bias is None else found + self.bias[rows]
+
     def score(self, queries: Any) -> Any:
         vectors, rows, boosts = self.parted(queries)
         scores = vectors @ self.vectors.T + (0 if self.bias is None else self.bias)

@@ -17,6 +17,7 @@ import hiertcn
 from hiertcn.door import MOST
 from hiertcn.errors import ArtifactError, HiertcnError, InputError
 from hiertcn.hearing import KEPT
+from hiertcn.ledger import owns
 from hiertcn.messages import MOST_EVENTS
 from hiertcn.quarantine import shown
 from hiertcn.recommender import LATENESS
@@ -190,7 +191,9 @@ def _states(store: StateStore, url: str, model: Served | None, problems: list[st
     """How many there are, of which model, and how large."""
     sizes: list[int] = []
     damaged = mine = events = 0
-    for _, value in store.scan():
+    for key, value in store.scan():
+        if owns(key):
+            continue
         sizes.append(len(value))
         owner = digest_in(value)
         try:

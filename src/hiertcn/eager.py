@@ -12,7 +12,9 @@ import torch
 
 from hiertcn.artifact import Run
 from hiertcn.crowd import Crowd
+from hiertcn.itemrows import Given
 from hiertcn.models import VectorModel
+from hiertcn.models.hiertcn import HierTCN
 from hiertcn.states.state import digest_of_model
 from hiertcn.streams import Stream
 from hiertcn.wholes import whole_batch
@@ -30,6 +32,9 @@ class Eager:
         stated = run.manifest["trained"], run.manifest["model"]
         self.digest = digest_of_model(*stated, run.session_gap, run.max_session_events)
         self.reads_impressions = self._model.reads_impressions
+        self.repeats = self._model.config.repeats if isinstance(self._model, HierTCN) else 0
+        # Only what is exported takes new items while serving.
+        self.given: Given | None = None
 
     def crowd(self) -> Crowd | None:
         """What everybody picked last in the log, to go on from; None for a model that does not read it."""

@@ -27,6 +27,7 @@ from hiertcn.config import Count, Positive
 from hiertcn.crowd import Crowd, Horizons
 from hiertcn.errors import ArtifactError
 from hiertcn.feeds import Folds, Windows, last_items
+from hiertcn.itemrows import Given, ItemRows, Longer, boosts_of
 from hiertcn.manifest import Kind, Listed, checked, read_manifest
 from hiertcn.states.state import digest_of_model
 from hiertcn.streams import Ints, Stream
@@ -60,6 +61,11 @@ class _Reads(BaseModel, strict=True):
     follows: list[Positive]
 
 
+class _Given(Listed):
+    size: Count
+    half: bool
+
+
 class _Manifest(BaseModel, strict=True):
     reads: _Reads
     model: dict[str, Any]
@@ -71,6 +77,7 @@ class _Manifest(BaseModel, strict=True):
     read: Listed
     compared: Listed
     bias: Listed | None
+    given: _Given | None = None
     crowd: Listed | None
     withdrawn: list[Annotated[int, Field(ge=1)]]
     session_gap: Annotated[Positive, Field(allow_inf_nan=False)]
@@ -80,8 +87,10 @@ class _Manifest(BaseModel, strict=True):
 class Exported:
     """The model of a folder that `hiertcn export` wrote. Safe to use from several threads.
 
-    vectors: float32 or float16 [n + 1, Q], what queries are compared with, by memory map
-    bias:    float32 [n + 1], what is added to scores, or None
+    vectors: float32 or float16 [n + 1, Q], what queries are compared with, by memory map; as it was exported
+    bias:    float32 [n + 1], what is added to scores, or None; as it was exported
+    given:   what makes rows of the vectors of new items; None for a model that reads no given vectors
+    repeats: so many rows of last items stand at the end of a state
     digest:  what stored states of users depend on, the same as of the run that it is of
     source:  the digest of that run's manifest
 
@@ -102,18 +111,17 @@ class Exported:
         self.digest = digest_of_model(stated["trained"], stated["model"], self.session_gap, self.max_session_events)
         self.catalog = read_catalog(self.path, stated["catalog"], EXPORTED)
         self.withdrawn = np.array(stated["withdrawn"], dtype=np.int32)
-        self._read = self._table("read", self._reads.dim)
+        read = self._table("read", self._reads.dim)
         self.vectors: Vectors = self._table("compared", self._reads.query)
         self.bias: Floats | None = None if stated["bias"] is None else self._table("bias", 1)[:, 0]
-        if self._read.dtype != np.float32 or self.withdrawn.max(initial=0) > self.catalog.size:
+        bias = None if self.bias is None else Longer(self.bias)
+        self._items = ItemRows(Longer(read), Longer(self.vectors), bias)
+        self.given, self.repeats = self._reads_given(), self._reads.repeats
+        if read.dtype != np.float32 or self.withdrawn.max(initial=0) > self.catalog.size:
             raise ArtifactError(f"{self.path}: what it reads of items is not what it states. Export the model again.")
         self._fold = self._session("fold", threads, {"session": self._reads.dim, "state": self._reads.state})
         self._encode = self._session("encode", threads, {"items": self._reads.dim, "state": self._reads.state})
         self._try()
-
-    @property
-    def items_in_catalog(self) -> int:
-        return self.catalog.size
 
     def crowd(self) -> Crowd | None:
         """What everybody picked last in the log, to go on from; None for a model that does not read it."""
@@ -165,7 +173,7 @@ class Exported:
         """[U + F, S]: the states of users, and those after each folded session."""
         if not len(folds.chosen):
             return np.ascontiguousarray(long_term)
-        sessions = folds.aggregated(stream, self._read, self._reads.aggregate)
+        sessions = folds.aggregated(stream, self._items.read, self._reads.aggregate)
         gaps = stream.gaps[folds.chosen]
         states = np.concatenate([long_term, np.empty((len(folds.chosen), long_term.shape[1]), dtype=np.float32)])
         for now, previous in folds.steps:
@@ -181,7 +189,7 @@ class Exported:
         """[T, Q + 2J]: queries at `places` [T]."""
         reads, windows = self._reads, Windows(stream, places, self._reads.field)
         feeds: dict[str, npt.NDArray[Any]] = {
-            "items": self._read.take(windows.rows, axis=0),
+            "items": self._items.read.take(windows.rows),
             "inside": windows.inside.astype(np.float32),
             "state": states.take(before.take(windows.session), axis=0),
         }
@@ -190,7 +198,7 @@ class Exported:
         if reads.clock:
             feeds["hour"], feeds["pause"] = windows.clock(reads.clock)
         if reads.impressions:
-            feeds["skipped"] = windows.skipped(self._read)
+            feeds["skipped"] = windows.skipped(self._items.read)
         rows: list[npt.NDArray[Any]] = []
         if any(self.horizons):
             if crowd is None or crowd.horizons != self.horizons:
@@ -216,12 +224,7 @@ class Exported:
     def score(self, queries: Floats) -> Floats:
         """Scores [T, n] of the whole catalog; column j is item row j + 1."""
         vectors, rows, boosts = self.parted(queries)
-        scores = np.empty((len(queries), self.catalog.size + 1), dtype=np.float32)
-        for begin in range(0, len(self.vectors), _BLOCK):
-            block = self.vectors[begin : begin + _BLOCK]
-            np.matmul(vectors, block.astype(np.float32, copy=False).T, out=scores[:, begin : begin + len(block)])
-        if self.bias is not None:
-            scores += self.bias
+        scores = self._items.scores(vectors)
         if rows.shape[1]:
             np.add.at(scores, (np.arange(len(rows))[:, None], rows), boosts)
         return scores[:, 1:]
@@ -229,27 +232,32 @@ class Exported:
     def score_rows(self, queries: Floats, rows: Ints) -> Floats:
         """Scores [T, C] of item rows int64 [T, C] ≥ 1, of each query its own."""
         vectors, boosted, boosts = self.parted(queries)
-        asked = self.vectors.take(rows, axis=0).astype(np.float32, copy=False)
-        scores: Floats = np.matmul(asked, vectors[:, :, None])[:, :, 0]
-        if self.bias is not None:
-            scores = scores + self.bias[rows]
-        return scores + self._of_rows(boosted, boosts, rows) if boosted.shape[1] else scores
+        scores = self._items.scores_of(vectors, rows)
+        return scores + boosts_of(boosted, boosts, rows) if boosted.shape[1] else scores
 
-    def _of_rows(self, boosted: Ints, boosts: Floats, rows: Ints) -> Floats:
-        """[T, C]: the boosts of `rows` [T, C], each query's own; what is boosted twice has the sum."""
-        # Every query's rows as stretches of one increasing sequence.
-        apart = np.arange(len(rows))[:, None] * (self.catalog.size + 1)
-        keys = (boosted + apart).ravel()
-        order = keys.argsort(kind="stable")
-        keys, sums = keys[order], np.concatenate([[0.0], np.cumsum(boosts.ravel()[order], dtype=np.float64)])
-        first, past = (keys.searchsorted(rows + apart, side=side) for side in ("left", "right"))
-        found: Floats = (sums[past] - sums[first]).astype(np.float32)
-        return found
+    def scores_of(self, vectors: Floats, rows: Ints) -> Floats:
+        """The same without boosts, of vectors [T, Q]."""
+        return self._items.scores_of(vectors, rows)
 
-    def _table(self, part: str, size: int) -> Vectors:
-        """[n + 1, size], checked to be that and finite."""
+    def put(self, rows: Ints, vectors: Floats) -> None:
+        """Let items of `rows` int64 [R], of the catalog or behind it, come with `vectors` [R, G]."""
+        assert self.given is not None
+        self._items = self._items.put(rows, *self.given.parts(vectors))
+
+    def compared(self, rows: Ints) -> Floats:
+        """[R, Q] or [R, Q + 1]: what an index holds of `rows`: their vectors, and the bias behind them."""
+        return self._items.indexed(rows)
+
+    def _reads_given(self) -> Given | None:
+        if (stated := self._stated.get("given")) is None:
+            return None
+        weight = self._table("given", stated["size"], self._reads.dim)
+        return Given(weight, np.dtype(np.float16 if stated["half"] else np.float32), self._reads.query)
+
+    def _table(self, part: str, size: int, height: int | None = None) -> Vectors:
+        """[n + 1, size], or of another height, checked to be that and finite."""
         path = checked(self.path, self._stated[part], EXPORTED)
-        table = np.asarray(open_vectors(path, self.catalog.size + 1))
+        table = np.asarray(open_vectors(path, self.catalog.size + 1 if height is None else height))
         if table.shape[1] != size:
             raise ArtifactError(f"{path} has {table.shape[1]} columns, expected {size}. Export the model again.")
         for begin in range(0, len(table), _BLOCK):

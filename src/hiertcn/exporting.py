@@ -2,6 +2,7 @@
 
 OUT/fold.onnx, encode.onnx   see graphs.py
 OUT/read-….npy, compared-….npy, bias-….npy   a row for each item: what is read of it; what queries are compared with
+OUT/given-….npy   of a model that reads given vectors: the matrix through which it does, for items that come later
 OUT/catalog.arrow, crowd-….safetensors   as in the model directory
 """
 
@@ -98,6 +99,7 @@ def _written(run: Run, model: HierTCN, folder: Path) -> dict[str, Any]:
         "read": read,
         "compared": compared,
         "bias": _bias(run, model, folder),
+        "given": _given(model, folder),
         "crowd": None if crowd is None else linked(checked(run.path, crowd), folder, "crowd", ".safetensors"),
     }
 
@@ -119,6 +121,16 @@ def _bias(run: Run, model: HierTCN, folder: Path) -> dict[str, Any] | None:
         return offsets.unsqueeze(1)
 
     return _write_table(folder, "bias", 1, run.catalog.size, column)
+
+
+def _given(model: HierTCN, folder: Path) -> dict[str, Any] | None:
+    """What makes of the vector that an item comes with what the model has of it."""
+    items = model.items
+    if not isinstance(items, GivenItems) or items.project is None:
+        return None
+    weight, size = items.project.weight, items.given.shape[1]
+    stated = _write_table(folder, "given", size, len(weight) - 1, lambda rows: weight[rows])
+    return {**stated, "size": size, "half": items.given.dtype == torch.float16}
 
 
 def _write_table(folder: Path, stem: str, size: int, items: int, block: Callable[[Tensor], Tensor]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.crowd import Crowd
+from hiertcn.itemrows import Longer
 from hiertcn.ranges import ranges
 from hiertcn.streams import Ints, Stream
 
@@ -48,7 +49,7 @@ class Folds:
         order, sizes = np.argsort(rank, kind="stable"), np.bincount(rank)
         self.steps = [(now, self.before[self.chosen[now]]) for now in np.split(order, np.cumsum(sizes)[:-1])]
 
-    def aggregated(self, stream: Stream, read: Floats, how: str) -> Floats:
+    def aggregated(self, stream: Stream, read: Longer, how: str) -> Floats:
         """[F, D]: the mean or the maximum of what is read of the known items of each of these sessions."""
         begins = stream.session_offsets[self.chosen]
         ends = stream.session_offsets[self.chosen + 1]
@@ -101,7 +102,7 @@ class Windows:
         hour = ((seen / 3600).astype(np.int64) + 72) % 168
         return hour, np.minimum(bucket, buckets - 1) + buckets * self._later
 
-    def skipped(self, read: Floats) -> Floats:
+    def skipped(self, read: Longer) -> Floats:
         """[T, L, D]: the mean vector of what was shown beside the item before each position and not picked."""
         out = np.zeros((*self._at.shape, read.shape[1]), dtype=np.float32)
         cells = np.flatnonzero(self._later & self.inside)

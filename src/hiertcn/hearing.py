@@ -9,10 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hiertcn.catalog import Catalog
 from hiertcn.crowd import Crowd
 from hiertcn.sessions import SECOND, begins_session
 from hiertcn.states import Pick, StateStore, UserState
+from hiertcn.stock import Stock
 
 # Entries of a journal that are kept, and how many more there may be before it is trimmed.
 KEPT, MORE = 100_000, 20_000
@@ -25,8 +25,8 @@ class Hearing:
     clock: seconds: when the last event of anybody was; None before the first one
     """
 
-    def __init__(self, store: StateStore, catalog: Catalog, session_gap: float, crowd: Crowd | None) -> None:
-        self._store, self._catalog, self._gap = store, catalog, session_gap
+    def __init__(self, store: StateStore, stock: Stock, session_gap: float, crowd: Crowd | None) -> None:
+        self._store, self._stock, self._gap = store, stock, session_gap
         self._crowd, self._lock, self._heard, self._trimmed = crowd, threading.Lock(), 0, 0
         self.clock: float | None = None
 
@@ -45,11 +45,14 @@ class Hearing:
         """Take in what was told since."""
         with self._lock:
             while entries := self._store.journal(self._heard):
-                for self._heard, entry in entries:
-                    at, item, before = json.loads(entry)
+                told = [(position, *json.loads(entry)) for position, entry in entries]
+                # Somebody may have added the item before it was picked.
+                if not all(self._stock.row(item) for _, _, item, _ in told):
+                    self._stock.listen()
+                for self._heard, at, item, before in told:
                     self.clock = max(self.clock or 0.0, at / SECOND)
                     if self._crowd is not None:
-                        self._crowd.observe(self._catalog.row(item), at / SECOND, self._catalog.row(before))
+                        self._crowd.observe(self._stock.row(item), at / SECOND, self._stock.row(before))
             if self._heard - self._trimmed > KEPT + MORE:
                 self._trimmed = self._heard - KEPT
                 self._store.trim(self._trimmed)
@@ -62,7 +65,7 @@ class Hearing:
             if begins_session(time, last, self._gap):
                 break
             last = time
-            if self._catalog.row(item):
+            if self._stock.row(item):
                 before = item
                 break
         return json.dumps([pick.time, pick.item, before]).encode()

@@ -8,7 +8,7 @@ Legend: U users, E events of all of them, S size of the long-term state.
 
 from __future__ import annotations
 
-__all__ = ["Online", "Reader"]
+__all__ = ["Known", "Online", "Reader"]
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hiertcn.catalog import Catalog
 from hiertcn.crowd import Crowd
 from hiertcn.impressions import MOST as MOST_SHOWN
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session, sessionize
@@ -27,8 +26,28 @@ from hiertcn.streams import Ints, Stream
 Rows = npt.NDArray[np.int32]
 
 
+class Known(Protocol):
+    """Items by their rows, 1 … size, of which there may be more each time."""
+
+    @property
+    def size(self) -> int:
+        """The last row."""
+
+    def row(self, item: str) -> int:
+        """0 for an item that is not known."""
+
+    def stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rows as they are kept in stored states."""
+
+    def restored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """What `stored` gave as rows again."""
+
+
 class Reader(Protocol):
-    """A trained model, for people rather than parts of a log. Its computations may be torch's or another's."""
+    """A trained model, for people rather than parts of a log. Its computations may be torch's or another's. repeats: so
+    many rows of last items stand at the end of its states."""
+
+    repeats: int
 
     @property
     def reads_impressions(self) -> bool:
@@ -56,7 +75,7 @@ class _Settled(NamedTuple):
 class Online:
     """session_gap, longest: when a session is over, as of `sessionize`; lateness: seconds"""
 
-    def __init__(self, reader: Reader, catalog: Catalog, session_gap: float, longest: int, lateness: float) -> None:
+    def __init__(self, reader: Reader, catalog: Known, session_gap: float, longest: int, lateness: float) -> None:
         self._reader, self._catalog = reader, catalog
         self._gap, self._longest, self._lateness = session_gap, longest, round(lateness * SECOND)
         self._rows = np.arange(catalog.size + 1)
@@ -93,6 +112,8 @@ class Online:
         whole = Sessions(
             np.insert(items, ends, 0), times, parts, offsets, np.searchsorted(offsets, begins), shown, shown_offsets
         )
+        if len(self._rows) <= self._catalog.size:
+            self._rows = np.arange(self._catalog.size + 1)
         stream = Stream.of(whole, self._rows, "test", self._gap, self._longest)
         return self._after_what_was_read(stream, states, times[begins[:-1]])
 
@@ -125,6 +146,8 @@ class Online:
         for user, state in enumerate(states):
             if state.long_term is not None:
                 initial[user] = state.long_term
+        if (last := self._reader.repeats) and len(states):
+            initial[:, -last:] = self._catalog.restored(initial[:, -last:])
         return initial
 
     def folded(self, states: Sequence[UserState]) -> list[UserState]:
@@ -135,6 +158,8 @@ class Online:
         parts = [_first(states[user], settled.events) for user, settled in found.items()]
         stream = self.asked(parts, np.array([settled.next for settled in found.values()]))
         after = self._reader.fold(stream, self.initial(parts))
+        if last := self._reader.repeats:
+            after[:, -last:] = self._catalog.stored(after[:, -last:])
         out = list(states)
         for part, long_term, (user, settled) in zip(parts, after, found.items(), strict=True):
             out[user] = states[user].after(settled.events, long_term, self._end(part))

@@ -30,11 +30,13 @@ from hiertcn.scoring import Best, Limits, Scorer, best_of
 from hiertcn.served import Served, served
 from hiertcn.sessions import SECOND, sessionize
 from hiertcn.states import Pick, StateStore, Status, Update, UserState, open_states
+from hiertcn.stock import Stock
 from hiertcn.streams import Ints
 
 LATENESS = 300.0
 if TYPE_CHECKING:
     from hiertcn.artifact import Run
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 class _Asked(NamedTuple):
@@ -44,12 +46,14 @@ class _Asked(NamedTuple):
     state: UserState
     moment: int
     k: int = 1
-    hidden: Ints | None = None
+    hidden: Ints = _NONE
     among: Ints | None = None
 
 
 class Recommender:
     """A trained model and the states of its users. Times are seconds since 1970 UTC, or datetimes with a zone.
+
+    stock: its items, which can be changed; such a change counts once it is listened to
 
     A context manager that closes the store. Safe to use from several threads.
     """
@@ -65,14 +69,12 @@ class Recommender:
     ) -> None:
         self.states, self.digest = states, model.digest
         self.name = f"{model.path.name}-{model.digest.hex()}"
-        self._model, self._catalog = model, model.catalog
-        self._ids, self._titles = model.catalog.ids.to_list(), model.catalog.titles
+        self.stock = Stock(model, states, index)
+        self._model = self.stock.model
         self._rule = model.session_gap, model.max_session_events
-        self._hearing = Hearing(states, model.catalog, model.session_gap, crowd or model.crowd())
-        self._online = Online(model, model.catalog, *self._rule, lateness)
-        self._scorer = Scorer(model, index)
-        self._withdrawn = model.withdrawn.astype(np.int64)
-        self._popular = model.catalog.train_events[1:].astype(np.float64)
+        self._hearing = Hearing(states, self.stock, model.session_gap, crowd or model.crowd())
+        self._online = Online(self._model, self.stock, *self._rule, lateness)
+        self._scorer = Scorer(self._model, index)
 
     @classmethod
     def load(
@@ -140,7 +142,7 @@ class Recommender:
             for value, picks in zip(values, users.values(), strict=True):
                 state = self._state(value)
                 for number, pick in picks:
-                    state, followed.statuses[number] = state.followed_by(pick, self._catalog.order)
+                    state, followed.statuses[number] = state.followed_by(pick, self.stock.order)
                     if followed.statuses[number] == "applied":
                         told_all.append(self._hearing.told(state, pick))
                 states.append(state)
@@ -205,7 +207,7 @@ class Recommender:
                 raise InputError(f"There are {len(items)} items and {len(column)} {what}; expected one for each item.")
         beside = shown if shown is not None else [()] * len(items)
         picks = [self._pick(Event("", *one)) for one in zip(items, times, [None] * len(items), beside, strict=True)]
-        order = sorted(range(len(picks)), key=lambda at: (picks[at].time, self._catalog.order(picks[at].item)))
+        order = sorted(range(len(picks)), key=lambda at: (picks[at].time, self.stock.order(picks[at].item)))
         ordered = [picks[at] for at in order]
         lists = [pick.shown for pick in ordered]
         state = UserState(
@@ -218,7 +220,7 @@ class Recommender:
         keys = None
         if sessions is not None and len(sessions):
             keys = np.unique(list(map(str, sessions)), return_inverse=True)[1][order]
-        hidden = self._rows(state.seen) if exclude_seen else None
+        hidden = self._rows(state.seen) if exclude_seen else _NONE
         return self._recommend([_Asked(state, state.latest, checked_k(k), hidden)], keys)[0]
 
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
@@ -236,8 +238,8 @@ class Recommender:
         return self._queries([self._asked(Ask(user, time=time), self._state(value))])
 
     def knows(self, item: Id) -> bool:
-        """Whether the catalog holds it."""
-        return self._catalog.row(checked_id(item, "item")) > 0
+        """Whether it is an item of the catalog, or was added."""
+        return self.stock.row(checked_id(item, "item")) > 0
 
     def popular(self, ask: Ask) -> list[Recommendation]:
         """An answer without looking at the store: the most popular items."""
@@ -250,9 +252,9 @@ class Recommender:
 
     def _asked(self, ask: Ask, state: UserState) -> _Asked:
         for event in ask.unstored:
-            state, _ = state.followed_by(self._pick(event), self._catalog.order)
+            state, _ = state.followed_by(self._pick(event), self.stock.order)
         at = state.latest if ask.time is None else max(microseconds(ask.time), state.latest)
-        hidden = self._rows(state.seen) if ask.exclude_seen else None
+        hidden = self._rows(state.seen) if ask.exclude_seen else _NONE
         among = None
         if ask.candidates is not None:
             among = np.unique(self._rows([checked_id(item, "candidate") for item in ask.candidates]))
@@ -283,7 +285,8 @@ class Recommender:
         )
 
     def listen(self) -> None:
-        """Hear what all that share the store were told since."""
+        """Hear what all that share the store were told since, of items and of picks."""
+        self.stock.listen()
         self._hearing.listen()
 
     def _queries(self, asked: Sequence[_Asked], keys: Ints | None = None) -> npt.NDArray[Any]:
@@ -296,19 +299,16 @@ class Recommender:
     def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
         hears = self._hearing.hears
         warm = {n: one for n, one in enumerate(asked) if (hears and one.moment) or len(self._rows(one.state.items))}
-        limits = [Limits(one.k, self._hidden(one.hidden), one.among) for one in asked]
+        limits = [Limits(one.k, one.hidden, one.among, self.stock.open) for one in asked]
         queries = self._queries(list(warm.values()), keys) if warm else None
         found = iter(() if queries is None else self._scorer.best(queries, [limits[n] for n in warm]))
         out = [
-            (next(found), "model") if n in warm else (best_of(self._popular, limit), "popular")
+            (next(found), "model") if n in warm else (best_of(self.stock.popular, limit), "popular")
             for n, limit in enumerate(limits)
         ]
         return [self._told(best, source) for best, source in out]
 
     def _told(self, best: Best, source: str) -> list[Recommendation]:
         rows = best.rows.tolist()
-        ids, titles = map(self._ids.__getitem__, (best.rows - 1).tolist()), map(self._titles.get, rows)
+        ids, titles = map(self.stock.id, rows), map(self.stock.title, rows)
         return list(map(Recommendation, ids, best.scores.tolist(), titles, [source] * len(rows)))
-
-    def _hidden(self, rows: Ints | None) -> Ints:
-        return self._withdrawn if rows is None else np.union1d(rows, self._withdrawn)

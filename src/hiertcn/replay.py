@@ -29,6 +29,7 @@ from hiertcn.online import Online
 from hiertcn.recommender import LATENESS
 from hiertcn.served import Served
 from hiertcn.states import Pick, StateStore, Status, Update, UserState, mark_of
+from hiertcn.stock import Stock
 from hiertcn.streams import Ints
 
 TOGETHER = 50_000
@@ -106,8 +107,9 @@ def replay(
 class _Replay:
     def __init__(self, model: Served, store: StateStore, log: Events, lateness: float, rebuild: bool) -> None:
         self._store, self._log, self._rebuild = store, log, rebuild
-        self._digest, self._order = model.digest, model.catalog.order
-        self._online = Online(model, model.catalog, model.session_gap, model.max_session_events, lateness)
+        stock = Stock(model, store)
+        self._digest, self._order = model.digest, stock.order
+        self._online = Online(stock.model, stock, model.session_gap, model.max_session_events, lateness)
         self._times = log.frame["time"].to_numpy()
         self._items, self._users = log.frame["item"].to_numpy(), log.frame["user"].to_numpy()
         self._item_ids = log.item_ids.cast(pl.String).to_list()

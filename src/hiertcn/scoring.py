@@ -44,6 +44,9 @@ class Searchable(Scores, Protocol):
     vectors: Array
     bias: Array | None
 
+    def scores_of(self, vectors: Array, rows: Ints) -> Array:
+        """float32 [T, C]: without boosts, of vectors [T, Q] with item rows [T, C], each query its own."""
+
 
 class Best(NamedTuple):
     """Item rows, the best first, of equals the first in the catalog; and their scores."""
@@ -53,11 +56,18 @@ class Best(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """So many items at most, none of the rows `hidden`, and of the rows `among` alone, if they are given."""
+    """So many items at most, none of the rows `hidden`, of the rows `among` alone, and of those that `open`, bool
+    [n + 1], marks, if they are given."""
 
     k: int
     hidden: Ints
     among: Ints | None = None
+    open: npt.NDArray[np.bool_] | None = None
+
+    def allow(self, rows: Ints) -> npt.NDArray[np.bool_]:
+        """Which of `rows` ≥ 1 are open and not hidden."""
+        allowed = np.ones(len(rows), dtype=bool) if self.open is None else self.open.take(rows)
+        return allowed & np.isin(rows, self.hidden, invert=True) if len(self.hidden) else allowed
 
 
 def compared(model: Searchable) -> Array:
@@ -102,6 +112,9 @@ class Scorer:
         hidden = _padded([limit.hidden for limit in limits])
         if hidden.shape[1]:
             scores = np.where(_within(rows, hidden), -np.inf, scores)
+        for mine, row, limit in zip(scores, rows, limits, strict=True):
+            if limit.open is not None:
+                mine[~limit.open.take(row, mode="clip")] = -np.inf
         found = []
         for at, best in enumerate(zip(*ranked(rows, scores, k), strict=True)):
             kept = _cut(Best(*best), limits[at].k)
@@ -115,7 +128,7 @@ class Scorer:
 def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits]) -> list[Best]:
     """Of the rows `among` of each limit."""
     vectors, boosted = _boosted(model, queries)
-    rows = _padded([np.setdiff1d(limit.among, limit.hidden) for limit in limits])  # type: ignore[arg-type]
+    rows = _padded([np.unique(limit.among[limit.allow(limit.among)]) for limit in limits])  # type: ignore[index,arg-type]
     scores = _products(model, vectors, rows)
     found = []
     for at, limit in enumerate(limits):
@@ -151,10 +164,7 @@ def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
 def _products(model: Searchable, vectors: Array, rows: Ints) -> Array:
     """float32 [T, C]: of vectors [T, Q or more] with item rows [T, C], and the bias; −inf for _NONE."""
     some = np.where(rows < _NONE, rows, 0)
-    asked = model.vectors.take(some, axis=0).astype(np.float32, copy=False)
-    scores: Array = np.matmul(asked, vectors[:, : asked.shape[2], None])[:, :, 0]
-    if model.bias is not None:
-        scores = scores + model.bias[some]
+    scores = model.scores_of(vectors[:, : model.vectors.shape[1]], some)
     scores[rows == _NONE] = -np.inf
     return scores
 
@@ -182,7 +192,8 @@ def _within(rows: Ints, others: Ints) -> npt.NDArray[np.bool_]:
 def best_of(scores: Array, limits: Limits) -> Best:
     """The best within `limits` by `scores` [n], column j of which is item row j + 1."""
     rows = np.arange(1, len(scores) + 1) if limits.among is None else limits.among
-    rows = rows[np.isin(rows, limits.hidden, invert=True)] if len(limits.hidden) else rows
+    if limits.open is not None or len(limits.hidden):
+        rows = rows[limits.allow(rows)]
     return _first(rows, scores[rows - 1], limits.k)
 
 

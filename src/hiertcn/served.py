@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from hiertcn.catalog import Catalog
 from hiertcn.crowd import Crowd
+from hiertcn.itemrows import Given
 from hiertcn.manifest import read_manifest
 from hiertcn.online import Reader
 from hiertcn.scoring import Scores
@@ -27,7 +28,8 @@ class _Run(BaseModel, strict=True):
 
 
 class Served(Reader, Scores, Protocol):
-    """digest: what a long-term state depends on; withdrawn: rows that are never recommended"""
+    """digest: what a long-term state depends on; withdrawn: rows that are never recommended; given: what makes rows of
+    the vectors of new items, None where it takes none"""
 
     path: Path
     catalog: Catalog
@@ -35,6 +37,7 @@ class Served(Reader, Scores, Protocol):
     session_gap: float
     max_session_events: int
     digest: bytes
+    given: Given | None
 
     def crowd(self) -> Crowd | None:
         """What everybody picked last in the log, to go on from; None for a model that does not read it."""

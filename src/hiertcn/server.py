@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hiertcn import itemdoors
 from hiertcn import messages as m
 from hiertcn.answers import Recommendation
 from hiertcn.deployment import Deployment, NotSwapped
@@ -39,13 +40,14 @@ JSON = "application/json"
 
 @dataclass(frozen=True)
 class Door:
-    """One way in: what it takes (None: no body), and who may use it (None: everybody)."""
+    """One way in: what it takes (None: no body), of how many bytes at most, and who may use it (None: everybody)."""
 
     method: str
     path: str
     role: Role | None
     takes: type[Struct] | None
     call: Callable[[Server, Any, Request], Awaitable[Any]]
+    body: int = BODY
 
 
 class Server:
@@ -76,7 +78,7 @@ class Server:
             begun = time.perf_counter()
             try:
                 self._check_role(request, door.role)
-                given = None if door.takes is None else m.decoded(await _body(request), door.takes)
+                given = None if door.takes is None else m.decoded(await _body(request, door.body), door.takes)
                 found = await door.call(self, given, request)
                 answer = found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
             except m.Refused as refused:
@@ -270,28 +272,32 @@ ROUTES = (
     Door("GET", "/v1/model", "read", None, Server.model),
     Door("POST", "/v1/model", "admin", m.SwapRequest, Server.swap),
     Door("POST", "/v1/model/rollback", "admin", None, Server.rollback),
+    Door("POST", "/v1/items", "admin", itemdoors.ItemsRequest, itemdoors.put, itemdoors.BODY),
+    Door("POST", "/v1/items/withdraw", "admin", itemdoors.WithdrawRequest, itemdoors.withdraw),
+    Door("POST", "/v1/items/restore", "admin", itemdoors.RestoreRequest, itemdoors.restore),
+    Door("DELETE", "/v1/items/{item_id}", "admin", None, itemdoors.withdraw_one),
     Door("GET", "/livez", None, None, Server.live),
     Door("GET", "/readyz", None, None, Server.is_ready),
     Door("GET", "/metrics", None, None, Server.metrics),
 )
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, most: int) -> bytes:
     """Of a request that states it right, no longer than it may be. Raises Refused for any other."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         raise m.Refused(415, "content_type", f"The content type is {kind[:80]!r}; expected {JSON}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise m.Refused(415, "content_encoding", "Compressed bodies are not taken. Send it as it is.")
-    too_long = m.Refused(413, "too_long", f"The body is longer than {BODY:,} bytes. Send fewer events at once.")
-    if int(request.headers.get("content-length", "0")) > BODY:
+    too_long = m.Refused(413, "too_long", f"The body is longer than {most:,} bytes. Send less at once.")
+    if int(request.headers.get("content-length", "0")) > most:
         raise too_long
     body = bytearray()
     try:
         async with asyncio.timeout(SLOW):
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > BODY:
+                if len(body) > most:
                     raise too_long
     except TimeoutError:
         raise m.Refused(408, "too_slow", f"The body did not come within {SLOW:.0f} s.") from None

@@ -12,7 +12,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -36,10 +36,12 @@ class Overloaded(Exception):
 
 @dataclass(eq=False)
 class Work:
-    """Events to take in, then what to ask; and what came of it, by the recommender that did it."""
+    """What to do before the next batch; events to take in, then what to ask; and what came of it, by the recommender
+    that did it."""
 
     events: Sequence[Event] = ()
     ask: Ask | None = None
+    act: Callable[[Recommender], None] | None = None
     statuses: Sequence[Status] = ()
     found: list[Recommendation] = field(default_factory=list)
     by: Recommender | None = None
@@ -116,6 +118,11 @@ class Service:
         recommender = self.recommender
         for work in batch:
             work.by = recommender
+            if work.act is not None:
+                try:
+                    work.act(recommender)
+                except Exception as error:
+                    work.failed = error
         known: dict[bytes, UserState] = {}
         for step in (_take_in, _answer):
             left = [work for work in batch if work.failed is None]
