@@ -139,17 +139,17 @@ class Deployment:
         self._registry.serve(found.name)
 
     async def _take_over(self, service: Service, found: Deployed) -> None:
+        def take_over(before: Recommender) -> None:
+            # Between two batches, so that it knows what was withdrawn by the last of the one before.
+            with suppress(StorageError):
+                found.recommender.listen()
+            service.recommender = found.recommender
+
         self._spare, self.previous, self.current = self.current, self.current.name, found
-        service.recommender = found.recommender
+        await _surely(service, Work(act=take_over))
         _log.info("%s answers; before it, %s did", found.recommender.name, self._spare.recommender.name)
         # Behind this, no batch is left that the one before began, so it may be closed by the next swap.
-        while True:
-            try:
-                with suppress(StorageError):
-                    await service.do(Work())
-                return
-            except Overloaded:
-                await asyncio.sleep(0.01)
+        await _surely(service, Work())
 
     def _release(self) -> None:
         if self._spare is not None:
@@ -191,6 +191,17 @@ class Deployment:
         self._keeper.join()
         self._release()
         self.current.index.close()
+
+
+async def _surely(service: Service, work: Work) -> None:
+    """Have it done, however much waits."""
+    while True:
+        try:
+            with suppress(StorageError):
+                await service.do(work)
+            return
+        except Overloaded:
+            await asyncio.sleep(0.01)
 
 
 async def _apart(work: Callable[[], T]) -> T:
