@@ -24,7 +24,7 @@ FLOORS = {
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
-          service messages keys measures loading""",
+          service messages keys measures loading openapi reference allowance""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers feeds exported graphs online scoring eager
           served hearing""",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Ask", "Event", "Id", "Time", "checked_id", "checked_k", "microseconds", "pick_of", "told"]
+__all__ = ["LATEST", "Ask", "Event", "Id", "Time", "checked_id", "checked_k", "microseconds", "pick_of", "told"]
 
 import re
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ LONGEST_ID = 256
 MOST = 500
 """Items that can be asked for at once."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp())
+LATEST = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp())
+"""Seconds since 1970 that no event comes up to."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Id = str | int
@@ -98,9 +99,9 @@ def microseconds(time: Time) -> int:
         if value.utcoffset() is None:
             raise InputError(f"The time {value} has no zone; expected one, such as datetime.now(timezone.utc). Add it.")
         at = (value - _EPOCH) // timedelta(microseconds=1)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LATEST:
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LATEST:
         at = round(value * SECOND)
-    if not 0 < at < _LATEST * SECOND:
+    if not 0 < at < LATEST * SECOND:
         raise InputError(
             f"The time is {told(value)}; expected seconds since 1970 UTC, or a datetime with a zone, after 1970 "
             "began and before 2200. Divide milliseconds by 1000."

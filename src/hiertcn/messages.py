@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ID_TEXT",
     "Answer",
     "EventMessage",
     "EventsAnswer",
@@ -27,15 +28,26 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from hiertcn.door import LATEST
+
 MOST_EVENTS = 1000
 MOST_CANDIDATES = 1000
 T = TypeVar("T")
 
-Id = Annotated[str, Meta(min_length=1, max_length=256)] | int
-Seconds = Annotated[int, Meta(description="seconds since 1970 UTC", gt=0)]
+# What a schema can say of a text that a log can hold; `door.checked_id` counts its bytes.
+_TEXT: dict[str, Any] = {
+    "description": "at most 256 bytes of UTF-8, no control characters",
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
+}
+ID_TEXT = {"type": "string", "minLength": 1, "maxLength": 256, **_TEXT}
+Text = Annotated[str, Meta(min_length=1, max_length=256, extra_json_schema=_TEXT)]
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Id = Text | Whole
+Seconds = Annotated[int, Meta(description="seconds since 1970 UTC, before 2200", gt=0, lt=LATEST)]
 K = Annotated[int, Meta(ge=1, le=500)]
+_EVENTS = {"items": {"anyOf": [{"$ref": "#/components/schemas/EventMessage"}, {}]}}
 Source = Literal["model", "cold", "degraded"]
-Outcome = Literal["applied", "duplicate", "late", "expired", "unknown_item", "conflict", "invalid"]
+Outcome = Literal["applied", "duplicate", "late", "expired", "unknown_item", "conflict", "limited", "invalid"]
 
 
 class Fault(Struct):
@@ -55,7 +67,7 @@ class Problem(Struct):
 class EventMessage(Struct, forbid_unknown_fields=True):
     """That a user picked an item. An event_id counts once. shown: what else was there to pick."""
 
-    event_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    event_id: Text
     user_id: Id
     item_id: Id
     time: Seconds
@@ -63,9 +75,9 @@ class EventMessage(Struct, forbid_unknown_fields=True):
 
 
 class EventsRequest(Struct, forbid_unknown_fields=True):
-    """Up to 1,000 events, each judged by itself."""
+    """Up to 1,000 events, each judged by itself: what is no event is answered as invalid."""
 
-    events: Annotated[list[msgspec.Raw], Meta(max_length=MOST_EVENTS)]
+    events: Annotated[list[msgspec.Raw], Meta(max_length=MOST_EVENTS, extra_json_schema=_EVENTS)]
 
 
 class Result(Struct):
@@ -146,11 +158,13 @@ class UserAnswer(Struct):
 
 
 class Refused(Exception):
-    """A request that can't be followed; `status` is HTTP's."""
+    """A request that can't be followed; `status` is HTTP's, `retry` the seconds after which it may be."""
 
-    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, field: str | None = None, retry: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.fault = status, Fault(code, message, field or msgspec.UNSET)
+        self.status, self.retry, self.fault = status, retry, Fault(code, message, field or msgspec.UNSET)
 
 
 _encoder = msgspec.json.Encoder()

@@ -7,55 +7,55 @@ __all__ = ["ROUTES", "Server"]
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
-from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from hiertcn import messages as m
+from hiertcn.allowance import Allowance
 from hiertcn.answers import Recommendation
 from hiertcn.door import Ask, Event, checked_id, pick_of
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
+from hiertcn.openapi import JSON, Door, document
 from hiertcn.recommender import Recommender
+from hiertcn.reference import CSP, page
 from hiertcn.service import Overloaded, Service, Work
 
 BODY = 1 << 20
 SLOW = 10.0
 SKEW = 120
 RETENTION = 400 * 86_400
-JSON = "application/json"
-
-
-@dataclass(frozen=True)
-class Door:
-    """One way in: what it takes (None: no body), and who may use it (None: everybody)."""
-
-    method: str
-    path: str
-    role: Role | None
-    takes: type[Struct] | None
-    call: Callable[[Server, Any, Request], Awaitable[Any]]
 
 
 class Server:
-    """The ASGI application of a service. now: the wall clock, seconds since 1970."""
+    """The ASGI application of a service. now: the wall clock, seconds since 1970. allowance: of each user."""
 
-    def __init__(self, service: Service, keys: Keys | None = None, now: Callable[[], float] = time.time) -> None:
-        self.service, self._keys, self._now = service, keys or Keys(), now
+    def __init__(
+        self,
+        service: Service,
+        keys: Keys | None = None,
+        now: Callable[[], float] = time.time,
+        allowance: Allowance | None = None,
+    ) -> None:
+        self.service, self._keys, self._now, self._allowance = service, keys or Keys(), now, allowance
         self.measures = Measures(lambda: service.waiting)
         self.ready = True
         routes = [Route(door.path, self._endpoint(door), methods=[door.method]) for door in ROUTES]
         handlers: dict[Any, Any] = {HTTPException: _refused_by_routing, Exception: _unforeseen}
         self.app = Starlette(routes=routes, exception_handlers=handlers)
+        # To where is made of the Host that a client named.
+        self.app.router.redirect_slashes = False
+        stated = document(ROUTES, keys=len(self._keys) > 0)
+        self._stated, self._page = m.encoded(stated), page(stated)
 
     @property
     def recommender(self) -> Recommender:
@@ -71,7 +71,7 @@ class Server:
                 found = await door.call(self, given, request)
                 answer = found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
             except m.Refused as refused:
-                answer = _problem(refused.status, refused.fault)
+                answer = _problem(refused.status, refused.fault, refused.retry)
             except InputError as error:
                 answer = _problem(422, m.Fault("invalid", str(error)))
             except Overloaded:
@@ -96,13 +96,17 @@ class Server:
             raise m.Refused(403, "forbidden", f"The key may not do this; it takes one of the role {role}.")
 
     def _event(self, given: m.EventMessage) -> Event:
-        """Checked, so that it can spoil no batch. Raises Refused for a time that can't be, InputError for an id."""
+        """Checked, so that it can spoil no batch. Raises Refused for a time that can't be, or a user who writes too
+        much, InputError for an id."""
         now = self._now()
         if given.time > now + SKEW:
             raise m.Refused(422, "clock_skew", f"The time is {given.time - now:.0f} s ahead of the clock here.", "time")
         event = Event(given.user_id, given.item_id, given.time, given.event_id, given.shown)
         checked_id(event.user, "user")
         pick_of(event)
+        if self._allowance is not None and (wait := self._allowance.take(str(event.user))):
+            message = f"The user wrote {self._allowance.per_minute:,} events in a minute. Send it again in {wait} s."
+            raise m.Refused(429, "limited", message, retry=wait)
         return event
 
     def _result(self, work: Work, number: int) -> m.Result:
@@ -123,8 +127,9 @@ class Server:
                 places.append(number)
             except (m.Refused, InputError) as error:
                 fault = error.fault if isinstance(error, m.Refused) else m.Fault("invalid", str(error))
-                self.measures.event("invalid")
-                results[number] = m.Result(_event_id(raw), "invalid", fault)
+                outcome: m.Outcome = "limited" if fault.code == "limited" else "invalid"
+                self.measures.event(outcome)
+                results[number] = m.Result(_event_id(raw), outcome, fault)
         if events:
             work = await self.service.do(Work(events))
             results |= {place: self._result(work, number) for number, place in enumerate(places)}
@@ -161,7 +166,7 @@ class Server:
 
     async def user(self, _: None, request: Request) -> m.UserAnswer:
         """What is kept of a user."""
-        user = request.path_params["user_id"]
+        user = _user(request)
         kept = await asyncio.to_thread(self.recommender.kept_of, user)
         if kept is None:
             raise m.Refused(404, "unknown_user", "Nothing is kept of this user.")
@@ -172,32 +177,46 @@ class Server:
 
     async def forget(self, _: None, request: Request) -> Response:
         """Forget a user: nothing is kept, and events up to now that come later are not taken in."""
-        await asyncio.to_thread(self.recommender.delete, request.path_params["user_id"], self._now())
+        await asyncio.to_thread(self.recommender.delete, _user(request), self._now())
         return Response(status_code=204)
 
     async def live(self, _: None, __: Request) -> Response:
         """Whether the process gets on."""
         stuck = time.monotonic() - self.service.beat > 5 and self.service.waiting
-        return Response(status_code=503 if stuck else 200)
+        if stuck:
+            raise m.Refused(503, "stuck", "What waits does not get on.")
+        return Response()
 
     async def is_ready(self, _: None, __: Request) -> Response:
         """Whether requests are taken."""
-        return Response(status_code=200 if self.ready else 503)
+        if not self.ready:
+            raise m.Refused(503, "not_ready", "It is about to stop.")
+        return Response()
 
     async def metrics(self, _: None, __: Request) -> Response:
         """Figures for Prometheus."""
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 
+    async def openapi(self, _: None, __: Request) -> Response:
+        """This description, as OpenAPI."""
+        return Response(self._stated, media_type=JSON)
+
+    async def docs(self, _: None, __: Request) -> Response:
+        """This description, as a page."""
+        return Response(self._page, media_type="text/html", headers={"content-security-policy": CSP})
+
 
 ROUTES = (
     Door("POST", "/v1/events", "write", m.EventsRequest, Server.events),
     Door("POST", "/v1/recommend", "read", m.RecommendRequest, Server.recommend),
-    Door("POST", "/v1/observe", "write", m.ObserveRequest, Server.observe),
-    Door("GET", "/v1/users/{user_id}", "read", None, Server.user),
-    Door("DELETE", "/v1/users/{user_id}", "admin", None, Server.forget),
-    Door("GET", "/livez", None, None, Server.live),
-    Door("GET", "/readyz", None, None, Server.is_ready),
-    Door("GET", "/metrics", None, None, Server.metrics),
+    Door("POST", "/v1/observe", "write", m.ObserveRequest, Server.observe, refuses=(409, 429)),
+    Door("GET", "/v1/users/{user_id:path}", "read", None, Server.user),
+    Door("DELETE", "/v1/users/{user_id:path}", "admin", None, Server.forget, status=204),
+    Door("GET", "/livez", None, None, Server.live, refuses=(503,)),
+    Door("GET", "/readyz", None, None, Server.is_ready, refuses=(503,)),
+    Door("GET", "/metrics", None, None, Server.metrics, media="text/plain"),
+    Door("GET", "/openapi.json", None, None, Server.openapi, media=JSON),
+    Door("GET", "/docs", None, None, Server.docs, media="text/html"),
 )
 
 
@@ -223,6 +242,18 @@ async def _body(request: Request) -> bytes:
     except ClientDisconnect:
         raise m.Refused(400, "gone", "The connection ended before the body.") from None
     return bytes(body)
+
+
+def _user(request: Request) -> str:
+    """The id in the path, which may hold slashes. Raises Refused for one that is no UTF-8."""
+    try:
+        unquote(request.scope["raw_path"], errors="strict")
+    except UnicodeDecodeError:
+        raise m.Refused(
+            422, "invalid_text", "The path holds an id that is no UTF-8. Send UTF-8, percent-encoded."
+        ) from None
+    user: str = request.path_params["user_id"]
+    return user
 
 
 def _event_id(raw: Any) -> str | None:
@@ -253,9 +284,13 @@ def _problem(status: int, fault: m.Fault, retry: int | None = None) -> Response:
     return Response(m.encoded(m.Problem(fault)), status_code=status, media_type=JSON, headers=headers)
 
 
-async def _refused_by_routing(_: Request, error: HTTPException) -> Response:
+async def _refused_by_routing(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
-    return _problem(error.status_code, m.Fault(phrase.lower().replace(" ", "_"), f"{phrase}. See /docs."))
+    answer = _problem(error.status_code, m.Fault(phrase.lower().replace(" ", "_"), f"{phrase}. See /docs."))
+    if error.status_code == 405:
+        routes = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+        answer.headers["allow"] = ", ".join(sorted({method for route in routes for method in route.methods}))
+    return answer
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:

@@ -24,12 +24,14 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A TOML file of API keys, see `hiertcn key`.")] = None,
     openly: Annotated[bool, typer.Option("--open", help="Bind any address without keys.")] = False,
+    user_limit: Annotated[int, typer.Option(help="Events a minute of one user; 0: as many as come.", min=0)] = 600,
     durability: Annotated[str, typer.Option(help="fsync: acknowledged survives a power cut; os: a kill.")] = "fsync",
 ) -> None:
     """Recommend over HTTP: take in events, keep every user's state, answer with the next items.
 
     A model that `hiertcn export` wrote needs no torch; a run that was not exported yet is, first.
     """
+    from hiertcn.allowance import Allowance
     from hiertcn.keys import Keys
     from hiertcn.recommender import Recommender
     from hiertcn.retrieval import open_index
@@ -48,7 +50,9 @@ def serve(
         open_states(state, durability, say) as states,  # type: ignore[arg-type]
         Service(Recommender(model, states, index=found)) as service,
     ):
-        serve_on(Server(service, known), host, port, lambda at: say(f"http://{host}:{at} serves {model.path}"))
+        allowance = Allowance(user_limit) if user_limit else None
+        server = Server(service, known, allowance=allowance)
+        serve_on(server, host, port, lambda at: say(f"http://{host}:{at} serves {model.path}"))
 
 
 def key(role: Annotated[str, typer.Option(help="read, write or admin.")] = "write") -> None:
