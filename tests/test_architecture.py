@@ -27,7 +27,7 @@ FLOORS = {
           service messages keys measures loading openapi reference allowance""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers feeds exported graphs online scoring eager
-          served hearing""",
+          served hearing choice""",
     3: """cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
           states.promises states.protocol states.redis states.schema states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items

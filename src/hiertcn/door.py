@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["LATEST", "Ask", "Event", "Id", "Time", "checked_id", "checked_k", "microseconds", "pick_of", "told"]
+__all__ = [
+    "LATEST",
+    "LONGEST_ID",
+    "Ask",
+    "Event",
+    "Id",
+    "Time",
+    "checked_id",
+    "checked_k",
+    "microseconds",
+    "pick_of",
+    "told",
+]
 
 import re
 from collections.abc import Sequence
@@ -11,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hiertcn.catalog import Filter
 from hiertcn.errors import InputError
 from hiertcn.quarantine import shown
 from hiertcn.sessions import SECOND
@@ -44,13 +57,18 @@ class Event(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What `user` will pick next; as of `Recommender.recommend`. candidates: what to choose of; None: the catalog."""
+    """What `user` will pick next; as of `Recommender.recommend`.
+
+    candidates: what to choose of; None: the catalog
+    filter:     of that, only items with such values in columns that the catalog keeps
+    """
 
     user: Id
     k: int = 10
     exclude_seen: bool = False
     time: Time | None = None
     candidates: Sequence[Id] | None = None
+    filter: Filter | None = None
 
 
 def pick_of(event: Event) -> Pick:

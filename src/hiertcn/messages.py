@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "ID_TEXT",
+    "ID_WHOLE",
     "Answer",
     "EventMessage",
     "EventsAnswer",
@@ -39,14 +40,19 @@ _TEXT: dict[str, Any] = {
     "description": "at most 256 bytes of UTF-8, no control characters",
     "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
 }
+ID_WHOLE = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 ID_TEXT = {"type": "string", "minLength": 1, "maxLength": 256, **_TEXT}
 Text = Annotated[str, Meta(min_length=1, max_length=256, extra_json_schema=_TEXT)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Id = Text | Whole
+# By column of the catalog the value, or the values, that an item may have.
+Filter = dict[str, Text | Whole | Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)]]
 Seconds = Annotated[int, Meta(description="seconds since 1970 UTC, before 2200", gt=0, lt=LATEST)]
 K = Annotated[int, Meta(ge=1, le=500)]
 _EVENTS = {"items": {"anyOf": [{"$ref": "#/components/schemas/EventMessage"}, {}]}}
 Source = Literal["model", "cold", "degraded"]
+# Of candidates, filter, what is withdrawn and what the user had, nothing is left that may be given.
+Reason = Literal["none_left"]
 Outcome = Literal["applied", "duplicate", "late", "expired", "unknown_item", "conflict", "limited", "invalid"]
 
 
@@ -101,6 +107,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     k: K = 10
     exclude_seen: bool = False
     candidates: Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)] | None = None
+    filter: Filter | None = None
     as_of: Seconds | None = None
 
 
@@ -111,6 +118,7 @@ class ObserveRequest(Struct, forbid_unknown_fields=True):
     k: K = 10
     exclude_seen: bool = False
     candidates: Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)] | None = None
+    filter: Filter | None = None
 
 
 class Ranked(Struct, omit_defaults=True):
@@ -122,12 +130,14 @@ class Ranked(Struct, omit_defaults=True):
 
 
 class Answer(Struct):
-    """The best first. source: "cold" where nothing is known of the user; model: which one answered."""
+    """The best first. source: "cold" where nothing is known of the user; model: which one answered; reason: why there
+    is no item."""
 
     user_id: str | int
     items: list[Ranked]
     source: Source
     model: str
+    reason: Reason | msgspec.UnsetType = msgspec.UNSET
 
 
 class ObserveAnswer(Struct):
@@ -138,6 +148,7 @@ class ObserveAnswer(Struct):
     items: list[Ranked]
     source: Source
     model: str
+    reason: Reason | msgspec.UnsetType = msgspec.UNSET
 
 
 class SessionAnswer(Struct):
@@ -167,6 +178,8 @@ class Refused(Exception):
         self.status, self.retry, self.fault = status, retry, Fault(code, message, field or msgspec.UNSET)
 
 
+_NESTED = 400, "invalid_json", "The body is nested too deeply. Send a request as documented."
+_NO_TEXT = 422, "invalid_text", "The body holds text that is no UTF-8. Send UTF-8."
 _encoder = msgspec.json.Encoder()
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
@@ -189,10 +202,10 @@ def decoded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)
         if "utf-8" in text.lower() or _halves(bytes(body)):
-            raise Refused(422, "invalid_text", "The body holds text that is no UTF-8. Send UTF-8.") from None
+            raise Refused(*_NO_TEXT) from None
         raise Refused(400, "invalid_json", f"The body is no JSON: {text}.") from None
     except RecursionError:
-        raise Refused(400, "invalid_json", "The body is nested too deeply. Send a request as documented.") from None
+        raise Refused(*_NESTED) from None
     _refuse_duplicates(bytes(body))
     return found
 
@@ -211,12 +224,21 @@ def _no_number(_: str) -> None:
 
 
 def _refuse_duplicates(body: bytes) -> None:
-    """Two readers of one body could take different ones of two keys; so neither is taken."""
+    """Two readers of one body could take different ones of two keys; so neither is taken. What nobody has read yet, as
+    the events of a request, is no better than the rest: it may be nested, long or no UTF-8."""
 
     def unique(pairs: list[tuple[str, Any]]) -> None:
-        if len({key for key, _ in pairs}) < len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise Refused(400, "duplicate_key", f"The key {twice!r} is there twice. Send it once.", twice)
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                name = key[:80].encode(errors="replace").decode()
+                raise Refused(400, "duplicate_key", f"The key {name!r} is there twice. Send it once.", name)
+            seen.add(key)
 
-    json.loads(body, object_pairs_hook=unique)
+    try:
+        # Numbers stay text: Python takes its time with long ones, then refuses them.
+        json.loads(body, object_pairs_hook=unique, parse_int=str, parse_float=str)
+    except RecursionError:
+        raise Refused(*_NESTED) from None
+    except UnicodeDecodeError:
+        raise Refused(*_NO_TEXT) from None

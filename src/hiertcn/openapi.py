@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["Door", "document"]
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from inspect import getdoc, isclass
@@ -61,10 +61,14 @@ class Door:
         return sorted(found)
 
 
-def document(doors: Sequence[Door], keys: bool) -> dict[str, Any]:
-    """The OpenAPI document of `doors`, ready for JSON. keys: whether those with a role ask for one."""
+def document(doors: Sequence[Door], keys: bool, columns: Mapping[str, type]) -> dict[str, Any]:
+    """The OpenAPI document of `doors`, ready for JSON. keys: whether those with a role ask for one; columns: those of
+    the catalog, str or int, that items can be filtered by."""
     types = [kind for door in doors for kind in (door.takes, door.answers) if kind is not None]
     _, schemas = msgspec.json.schema_components([*types, m.EventMessage, m.Problem], ref_template=_SCHEMA)
+    for schema in schemas.values():
+        if "filter" in schema["properties"]:
+            schema["properties"]["filter"] = _filter(columns)
     paths: dict[str, dict[str, Any]] = {}
     for door in doors:
         paths.setdefault(door.stated_path, {})[door.method.lower()] = _operation(door, keys)
@@ -81,6 +85,16 @@ def document(doors: Sequence[Door], keys: bool) -> dict[str, Any]:
         "paths": paths,
         "components": components,
     }
+
+
+def _filter(columns: Mapping[str, type]) -> dict[str, Any]:
+    """Narrower than the type: which columns there are, the catalog says."""
+    properties = {}
+    for name, kind in columns.items():
+        one = m.ID_TEXT if kind is str else m.ID_WHOLE
+        properties[name] = {"anyOf": [one, {"type": "array", "items": one, "maxItems": m.MOST_CANDIDATES}]}
+    stated = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {"anyOf": [stated, {"type": "null"}], "default": None}
 
 
 def _operation(door: Door, keys: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.answers import Followed, Kept, Recommendation
+from hiertcn.choice import allowed
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
 from hiertcn.errors import InputError
@@ -64,7 +65,7 @@ class Recommender:
         lateness: float = LATENESS,
         index: Index | None = None,
     ) -> None:
-        self.states, self.digest = states, model.digest
+        self.states, self.digest, self.catalog = states, model.digest, model.catalog
         self.name = f"{model.path.name}-{model.digest.hex()}"
         self._model, self._catalog = model, model.catalog
         self._ids, self._titles = model.catalog.ids.to_list(), model.catalog.titles
@@ -252,10 +253,7 @@ class Recommender:
     def _asked(self, ask: Ask, state: UserState) -> _Asked:
         at = state.latest if ask.time is None else max(microseconds(ask.time), state.latest)
         hidden = self._rows(state.seen) if ask.exclude_seen else None
-        among = None
-        if ask.candidates is not None:
-            among = np.unique(self._rows([checked_id(item, "candidate") for item in ask.candidates]))
-        return _Asked(state, at, checked_k(ask.k), hidden, among)
+        return _Asked(state, at, checked_k(ask.k), hidden, allowed(self._catalog, ask))
 
     def _rows(self, items: Sequence[str]) -> Ints:
         """The rows of those that the catalog holds."""

@@ -21,7 +21,7 @@ from starlette.routing import Match, Route
 from hiertcn import messages as m
 from hiertcn.allowance import Allowance
 from hiertcn.answers import Recommendation
-from hiertcn.door import Ask, Event, checked_id, pick_of
+from hiertcn.door import LONGEST_ID, Ask, Event, checked_id, pick_of
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
@@ -54,8 +54,6 @@ class Server:
         self.app = Starlette(routes=routes, exception_handlers=handlers)
         # To where is made of the Host that a client named.
         self.app.router.redirect_slashes = False
-        stated = document(ROUTES, keys=len(self._keys) > 0)
-        self._stated, self._page = m.encoded(stated), page(stated)
 
     @property
     def recommender(self) -> Recommender:
@@ -109,6 +107,12 @@ class Server:
             raise m.Refused(429, "limited", message, retry=wait)
         return event
 
+    def _check(self, ask: Ask) -> None:
+        """So that it can spoil no batch. Raises InputError."""
+        for item in (ask.user, *(ask.candidates or ())):
+            checked_id(item, "user or candidate")
+        self.recommender.catalog.check(ask.filter or {})
+
     def _result(self, work: Work, number: int) -> m.Result:
         event, status = work.events[number], work.statuses[number]
         assert work.by is not None
@@ -137,28 +141,33 @@ class Server:
 
     async def recommend(self, given: m.RecommendRequest, _: Request) -> m.Answer:
         """What a user will pick next."""
-        ask = Ask(given.user_id, given.k, given.exclude_seen, given.as_of or self._clock(), given.candidates)
-        _check(ask)
+        ask = Ask(
+            given.user_id, given.k, given.exclude_seen, given.as_of or self._clock(), given.candidates, given.filter
+        )
+        self._check(ask)
         try:
             work = await self.service.do(Work(ask=ask))
         except (StorageError, ArtifactError):
             found = self.recommender.popular(ask)
-            return m.Answer(given.user_id, _ranked(found), "degraded", self.recommender.name)
+            return m.Answer(given.user_id, _ranked(found), "degraded", self.recommender.name, _reason(found))
         assert work.by is not None
-        return m.Answer(given.user_id, _ranked(work.found), _source(work.found), work.by.name)
+        return m.Answer(given.user_id, _ranked(work.found), _source(work.found), work.by.name, _reason(work.found))
 
     async def observe(self, given: m.ObserveRequest, _: Request) -> m.ObserveAnswer:
         """Take in one event, then say what its user will pick next."""
         event = self._event(given.event)
-        ask = Ask(event.user, given.k, given.exclude_seen, max(given.event.time, self._clock() or 0), given.candidates)
-        _check(ask)
+        clock = max(given.event.time, self._clock() or 0)
+        ask = Ask(event.user, given.k, given.exclude_seen, clock, given.candidates, given.filter)
+        self._check(ask)
         work = await self.service.do(Work([event], ask))
         if work.statuses[0] == "conflict":
             message = f"An event {given.event.event_id[:80]!r} with another item or time is known; it stays."
             raise m.Refused(409, "conflict", message, "event.event_id")
         assert work.by is not None
         found = work.found
-        return m.ObserveAnswer(self._result(work, 0), event.user, _ranked(found), _source(found), work.by.name)
+        return m.ObserveAnswer(
+            self._result(work, 0), event.user, _ranked(found), _source(found), work.by.name, _reason(found)
+        )
 
     def _clock(self) -> float | None:
         """The time of the last event of anybody."""
@@ -197,13 +206,16 @@ class Server:
         """Figures for Prometheus."""
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 
+    def _document(self) -> dict[str, Any]:
+        return document(ROUTES, len(self._keys) > 0, self.recommender.catalog.columns)
+
     async def openapi(self, _: None, __: Request) -> Response:
         """This description, as OpenAPI."""
-        return Response(self._stated, media_type=JSON)
+        return Response(m.encoded(self._document()), media_type=JSON)
 
     async def docs(self, _: None, __: Request) -> Response:
         """This description, as a page."""
-        return Response(self._page, media_type="text/html", headers={"content-security-policy": CSP})
+        return Response(page(self._document()), media_type="text/html", headers={"content-security-policy": CSP})
 
 
 ROUTES = (
@@ -262,13 +274,7 @@ def _event_id(raw: Any) -> str | None:
         found = msgspec.json.decode(raw).get("event_id")
     except (msgspec.DecodeError, AttributeError, RecursionError):
         return None
-    return found if isinstance(found, str) else None
-
-
-def _check(ask: Ask) -> None:
-    """So that it can spoil no batch. Raises InputError."""
-    for item in (ask.user, *(ask.candidates or ())):
-        checked_id(item, "user or candidate")
+    return found if isinstance(found, str) and len(found) <= LONGEST_ID else None
 
 
 def _ranked(found: list[Recommendation]) -> list[m.Ranked]:
@@ -277,6 +283,10 @@ def _ranked(found: list[Recommendation]) -> list[m.Ranked]:
 
 def _source(found: list[Recommendation]) -> m.Source:
     return "cold" if not found or found[0].source == "popular" else "model"
+
+
+def _reason(found: list[Recommendation]) -> m.Reason | msgspec.UnsetType:
+    return msgspec.UNSET if found else "none_left"
 
 
 def _problem(status: int, fault: m.Fault, retry: int | None = None) -> Response:
