@@ -62,19 +62,20 @@ def until(true: Callable[[], bool], seconds: float = 20) -> bool:
 
 
 DEEP = b"[" * 100_000
-KEYS = b", ".join(b'"k%d": 1' % n for n in range(70_000))
+KEYS = b", ".join(b'"k%d": 1' % n for n in range(60_000))
 COSTLY = {
     "nested": (b'{"user_id": ' + DEEP, 422),
     "nested as candidates": (b'{"user_id": "u", "candidates": ' + DEEP, 422),
     "nested as an event": (b'{"events": [' + DEEP + b"]" * 100_000 + b"]}", 400),
     "nested objects": (b'{"events": [' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"]}", 400),
     "many keys": (b'{"user_id": "u", ' + KEYS + b"}", 422),
-    "many keys, the last one twice": (b'{"events": [{' + KEYS + b', "k69999": 2}]}', 400),
+    "many keys, the last one twice": (b'{"events": [{' + KEYS + b', "k59999": 2}]}', 400),
+    "many numbers": (b'{"events": [[' + b"1," * 400_000 + b"1]]}", 200),
     "a long number": (b'{"user_id": ' + b"9" * 1_000_000 + b"}", 422),
     "a long number in an event": (b'{"events": [{"time": ' + b"9" * 1_000_000 + b"}]}", 200),
     "no text in an event": (b'{"events": [{"event_id": "' + b"\xff" * 900_000 + b'"}]}', 422),
-    "half a sign in an event": (b'{"events": [{"event_id": "\\ud800", "user_id": "\\ud800"}]}', 200),
-    "half a sign as two keys": (b'{"events": [{"\\ud800": 1, "\\ud800": 2}]}', 400),
+    "half a sign in an event": (b'{"events": [{"event_id": "\\ud800", "user_id": "\\ud800"}]}', 422),
+    "half a sign as two keys": (b'{"events": [{"\\ud800": 1, "\\ud800": 2}]}', 422),
     "a long id of an event": (b'{"events": [{"event_id": "' + b"a" * 1_000_000 + b'"}]}', 200),
     "a long id": (b'{"user_id": "' + b"a" * 1_000_000 + b'"}', 422),
 }
@@ -91,8 +92,8 @@ def test_what_is_costly_to_read_is_refused_cheaply(server: Server, what: str) ->
         assert said.status == status, said
         assert len(json.dumps(said.body)) < 1500
         spent.append(after.user - before.user + after.system - before.system)
-    # Of three the least, as the machine has other things to do; the system counts hundredths.
-    assert min(spent) <= 0.05
+    # 50 ms on an idle core. Of three the least, and twice of it, as the machine has other things to do.
+    assert min(spent) <= 0.1
 
 
 @pytest.mark.parametrize("chunked", [True, False])
@@ -236,15 +237,12 @@ def test_a_wrong_key_tells_nothing_of_users(run: Run, tmp_path: Path) -> None:
         assert server.post("/v1/events", {"events": [event("there", "a")]}, **right).status == 200
         wrong = [{}, {"authorization": f"Bearer {made[:-1]}"}, {"authorization": f"Basic {made}"}, {"x-api-key": made}]
         for headers in wrong:
-            found = {server.ask(m, f"/v1/users/{u}", **headers) for m in ("GET", "DELETE") for u in ("there", "not")}
-            assert {one[0] for one in ((said.status, said.body) for said in _all(found))} == {401}
+            found = [server.ask(m, f"/v1/users/{u}", **headers) for m in ("GET", "DELETE") for u in ("there", "not")]
+            assert found == [found[0]] * 4
+            assert found[0].status == 401
         for query in (f"?key={made}", f"?api_key={made}", f"?access_token={made}", f"?authorization=Bearer+{made}"):
             assert server.ask("GET", f"/v1/users/there{query}").status == 401
         assert server.ask("GET", "/v1/users/there", **right).status == 200
-
-
-def _all(found: Any) -> Any:
-    return list(found)
 
 
 def test_slow_ones_are_ended_and_hold_up_nobody(run: Run) -> None:
