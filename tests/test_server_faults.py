@@ -310,7 +310,7 @@ def test_clients_that_leave_take_nothing_with_them(run: Run) -> None:
             with socket.create_connection(("127.0.0.1", server.port)) as opened:
                 # Every other one leaves in the middle of what it says.
                 opened.sendall(sent if number % 2 else sent[: len(sent) * (number % 97) // 97])
-        assert until(lambda: process.num_fds() == fds)
+        assert until(lambda: process.num_fds() <= fds)
         assert process.num_threads() == threads
         assert b"hiertcn_waiting 0.0" in server.ask("GET", "/metrics").body
         kept = [server.ask("GET", f"/v1/users/leaver{n}").status for n in range(0, 1000, 7)]
