@@ -91,7 +91,8 @@ def _filter(columns: Mapping[str, type]) -> dict[str, Any]:
     """Narrower than the type: which columns there are, the catalog says."""
     properties = {}
     for name, kind in columns.items():
-        one = m.ID_TEXT if kind is str else m.ID_WHOLE
+        # A column may hold signs that no id may.
+        one = {"type": "string", "minLength": 1, "maxLength": 256} if kind is str else m.ID_WHOLE
         properties[name] = {"anyOf": [one, {"type": "array", "items": one, "maxItems": m.MOST_CANDIDATES}]}
     stated = {"type": "object", "properties": properties, "additionalProperties": False}
     return {"anyOf": [stated, {"type": "null"}], "default": None}
