@@ -75,6 +75,16 @@ def catalog_of(ids: Sequence[str | int]) -> Catalog:
     )
 
 
+COLOURS, YEARS = ["red", "red", "blue", None, "1=1; DROP"], [2020, 2021, 2021, 2021, None]
+
+
+def shop() -> Catalog:
+    """Five items, a to e, that can be filtered by colour and year."""
+    kept = {"colour": pl.Series(COLOURS, dtype=pl.String), "year": pl.Series(YEARS, dtype=pl.Int64)}
+    plain = catalog_of("abcde")
+    return Catalog(plain.items.with_columns(**kept), plain.size)
+
+
 def run_of(
     path: Path, config: ModelConfig, catalog: Catalog, gap: float = GAP, seed: int = 0, longest: int = 1000
 ) -> Run:

@@ -27,8 +27,10 @@ class Said(NamedTuple):
 class Server:
     """`hiertcn serve` with the options given, on a port of its own."""
 
+    PROGRAM = "from hiertcn.cli import main; main()"
+
     def __init__(self, run: Path, *options: Any) -> None:
-        command = [sys.executable, "-c", "from hiertcn.cli import main; main()", "serve", run, "--port", 0, *options]
+        command = [sys.executable, "-c", self.PROGRAM, "serve", run, "--port", 0, *options]
         self.process = subprocess.Popen(
             list(map(str, command)), stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )

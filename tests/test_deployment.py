@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiertcn import deployment as deployments
-from hiertcn import smoke
+from hiertcn import modeldoors, smoke
 from hiertcn.deployment import Deployment, NotSwapped
 from hiertcn.door import Ask
 from hiertcn.errors import ArtifactError, InputError, StorageError
@@ -163,7 +163,7 @@ def test_a_stop_waits_for_no_swap(root: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(deployments, "exported_of", lambda _: begun.set() or go.wait(20))
 
     async def stopped(server: Server) -> None:
-        swapping = asyncio.ensure_future(server.swap(SwapRequest("b"), None))  # type: ignore[arg-type]
+        swapping = asyncio.ensure_future(modeldoors.swap(server, SwapRequest("b"), None))  # type: ignore[arg-type]
         await asyncio.to_thread(begun.wait, 20)
         server.ready = False
         with pytest.raises(Refused) as caught:
@@ -174,6 +174,27 @@ def test_a_stop_waits_for_no_swap(root: Path, monkeypatch: pytest.MonkeyPatch) -
         asyncio.run(stopped(Server(service, deployment=deployment)))
         assert answers(service) == "a"
         go.set()
+
+
+def test_what_is_withdrawn_while_a_model_is_opened_is_not_recommended_by_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def swapped(deployment: Deployment, service: Service) -> list[str]:
+        serve = Registry.serve
+
+        def withdrawing(registry: Registry, name: str) -> None:
+            # The last step before the take-over: the next model has heard all until now.
+            service.recommender.stock.withdraw(["c"])
+            serve(registry, name)
+
+        monkeypatch.setattr(Registry, "serve", withdrawing)
+        await deployment.swap(service, "b")
+        work = await service.do(Work(ask=Ask("u", 6)))
+        assert work.by is deployment.current.recommender
+        return [str(one.item) for one in work.found]
+
+    with deployed(root) as (deployment, service):
+        assert sorted(asyncio.run(swapped(deployment, service))) == ["a", "b", "d", "e", "f"]
 
 
 class Counted(ExactIndex):

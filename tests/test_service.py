@@ -156,7 +156,7 @@ def test_a_store_that_fails_is_told_and_answers_are_marked(run: Run) -> None:
         assert (await ask(server, "/v1/recommend", {"user_id": "u"}))[1]["source"] == "model"
 
     with service_of(run, states) as service:
-        asyncio.run(all_of_it(Server(service)))
+        asyncio.run(all_of_it(Server(service, now=lambda: START + 60.0)))
 
 
 def test_a_server_that_takes_no_events_hears_of_others(run: Run, tmp_path: Path) -> None:

@@ -35,13 +35,15 @@ def add_items(
     """Put the items of a list behind those of the catalog of the model directory `run`; how many they are.
 
     Nothing is trained: an item is ranked by the vector it comes with (given as to `prepare`), and what stands in stores
-    of users stays as it is. Raises InputError for a model that learned its vectors, or a list without vectors of the
-    right size, or with an item that is there already, unless `skip_known`: then it stays as it is.
+    of users stays as it is. Raises InputError for a model that learned its vectors, a list without vectors of the right
+    size or without a column that the catalog keeps, or with an item that is there already, unless `skip_known`: then it
+    stays as it is.
     """
     Run(run)  # before the folder is touched, so that one that is no model directory stays as it is
     with locked(Path(run)):
         opened = Run(run)
-        listed = read_items(items, opened.catalog.ids.dtype, vectors, vector_column)
+        listed = read_items(items, opened.catalog.ids.dtype, vectors, vector_column, list(opened.catalog.columns))
+        _check_kinds(opened.catalog, listed, str(items))
         new = opened.catalog.rows(listed.items["item_id"]) == 0
         given = _checked(opened, listed, new | skip_known, str(items)).only(new)
         added = listed.items.filter(pl.Series(new))
@@ -79,6 +81,15 @@ def _checked(run: Run, listed: ItemList, right: npt.NDArray[np.bool_], name: str
             "--skip-known (in Python skip_known=True) to keep the vectors they have."
         )
     return listed.vectors
+
+
+def _check_kinds(catalog: Catalog, listed: ItemList, name: str) -> None:
+    for column in catalog.columns:
+        kind, expected = listed.items[column].dtype, catalog.items[column].dtype
+        if kind != expected:
+            raise InputError(
+                f"The column {shown(column)} of {name} is of type {kind}; expected {expected}. Write it so."
+            )
 
 
 def _longer(catalog: Catalog, items: pl.DataFrame) -> Catalog:

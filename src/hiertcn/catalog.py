@@ -6,25 +6,30 @@ was named beside the log. Rows above `size` are items of the log outside the cat
 
 from __future__ import annotations
 
-__all__ = ["Catalog"]
+__all__ = ["COLUMNS", "Catalog", "Filter"]
 
 import hashlib
 import re
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from hiertcn.errors import ArtifactError
+from hiertcn.errors import ArtifactError, InputError, nearest
+from hiertcn.quarantine import shown
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 COLUMNS = ("item_id", "title", "link", "train_events")
+Filter = Mapping[str, str | int | Sequence[str | int]]
+"""By column the value, or one of the values, that an item must have."""
 
 
 class Catalog:
-    """`items` has a line for each row from 1 on: item_id (string or int64), title and link (or null), train_events."""
+    """`items` has a line for each row from 1 on: item_id (string or int64), title and link (or null), train_events; and
+    columns of strings or int64 that items can be chosen by."""
 
     def __init__(self, items: pl.DataFrame, size: int) -> None:
         missing = [c for c in COLUMNS if c not in items.columns]
@@ -37,6 +42,7 @@ class Catalog:
             raise ArtifactError("The catalog names an item twice, or one without an id. Prepare the log again.")
         self.items = items
         self.size = size
+        self._rows_by: dict[str, dict[Any, npt.NDArray[np.int64]]] = {}
 
     @property
     def ids(self) -> pl.Series:
@@ -94,6 +100,49 @@ class Catalog:
         found = pl.DataFrame({"id": ids.cast(pl.String)}).join(table, on="id", how="left", maintain_order="left")
         return found["row"].fill_null(0).to_numpy().astype(np.int32)
 
+    @cached_property
+    def columns(self) -> dict[str, type]:
+        """By which items can be chosen, and whether they hold str or int."""
+        schema = self.items.schema.items()
+        return {name: str if kind == pl.String else int for name, kind in schema if name not in COLUMNS}
+
+    def check(self, wanted: Filter) -> None:
+        """Raises InputError for a column that is not there, or a value of another type than the column's."""
+        for name, values in wanted.items():
+            if name not in self.columns:
+                has = f"the catalog has {shown(', '.join(self.columns))}" if self.columns else "the catalog keeps none"
+                raise InputError(
+                    f"No column {shown(name)} to filter by{nearest(name, self.columns)}; {has}. Keep columns with "
+                    "`hiertcn prepare --keep-columns`."
+                )
+            kind = self.columns[name]
+            for value in _each(values):
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    what = "texts" if kind is str else "whole numbers"
+                    raise InputError(f"The column {shown(name)} holds {what}, and never {shown(value)}. Give one.")
+
+    def matching(self, wanted: Filter) -> npt.NDArray[np.int64]:
+        """The rows, in order, whose columns all hold what is wanted of them. Raises InputError as `check`."""
+        self.check(wanted)
+        every, none = np.arange(1, self.size + 1), np.empty(0, dtype=np.int64)
+        found = [
+            np.unique(np.concatenate([none, *(self._by(name).get(value, none) for value in _each(values))]))
+            for name, values in wanted.items()
+        ]
+        return reduce(np.intersect1d, found, every)
+
+    def _by(self, name: str) -> dict[Any, npt.NDArray[np.int64]]:
+        """The rows of each value of a column, grouped when it is first asked for."""
+        if name not in self._rows_by:
+            column = self.items[: self.size].select(name).with_row_index("row", offset=1).drop_nulls()
+            groups = column.group_by(name).agg(pl.col("row").cast(pl.Int64))
+            self._rows_by[name] = dict(zip(groups[name], map(pl.Series.to_numpy, groups["row"]), strict=True))
+        return self._rows_by[name]
+
     def title(self, row: int) -> str | None:
         title: str | None = self.items["title"][row - 1]
         return title
+
+
+def _each(values: str | int | Sequence[str | int]) -> Sequence[str | int]:
+    return [values] if isinstance(values, str | int) else values

@@ -57,6 +57,9 @@ def _read_items(path: Path) -> pl.DataFrame:
         raise ArtifactError(f"{path} is no Arrow file ({str(error)[:80]}). Train the model again.") from error
     found = {name: str(kind) for name, kind in items.schema.items()}
     expected = {"item_id": "String", "title": "String", "link": "String", "train_events": "Int64"}
-    if found not in (expected, {**expected, "item_id": "Int64"}) or items["train_events"].null_count():
+    known = {name: found.get(name) for name in expected}
+    kept = {kind for name, kind in found.items() if name not in expected}
+    right = known in (expected, {**expected, "item_id": "Int64"}) and kept <= {"String", "Int64"}
+    if not right or items["train_events"].null_count():
         raise ArtifactError(f"{path} has the columns {found}, expected {expected}. Train the model again.")
     return items

@@ -17,13 +17,15 @@ import hiertcn
 from hiertcn.door import MOST
 from hiertcn.errors import ArtifactError, HiertcnError, InputError
 from hiertcn.hearing import KEPT
+from hiertcn.incoming import SLOW
 from hiertcn.ledger import owns
 from hiertcn.messages import MOST_EVENTS
+from hiertcn.openapi import BODY
 from hiertcn.quarantine import shown
 from hiertcn.recommender import LATENESS
 from hiertcn.retrieval import FORMS
 from hiertcn.served import Served, exported_of, served
-from hiertcn.server import BODY, RETENTION, SKEW, SLOW
+from hiertcn.server import RETENTION, SKEW
 from hiertcn.service import TOGETHER, WAITING
 from hiertcn.serving import CONNECTIONS
 from hiertcn.states import Durability, StateStore, UserState, open_states

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ["Ask", "Event", "Id", "Time", "checked_id", "checked_k", "key_of", "microseconds", "pick_of", "told"]
+__all__ = [
+    "LATEST",
+    "LONGEST_ID",
+    "Ask",
+    "Event",
+    "Id",
+    "Time",
+    "checked_id",
+    "checked_k",
+    "key_of",
+    "microseconds",
+    "pick_of",
+    "told",
+]
 
 import re
 from collections.abc import Sequence
@@ -12,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hiertcn.catalog import Filter
 from hiertcn.errors import InputError
 from hiertcn.quarantine import shown
 from hiertcn.sessions import SECOND
@@ -22,7 +36,8 @@ _KEY = 16
 MOST = 500
 """Items that can be asked for at once."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LATEST = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp())
+LATEST = int(datetime(2200, 1, 1, tzinfo=UTC).timestamp())
+"""Seconds since 1970 that no event comes up to."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 Id = str | int
@@ -48,6 +63,7 @@ class Ask(NamedTuple):
     """What `user` will pick next; as of `Recommender.recommend`.
 
     candidates: what to choose of; None: the catalog
+    filter:     of that, only items with such values in columns that the catalog keeps
     unstored:   events of the user that are read for this answer and never stored
     """
 
@@ -56,6 +72,7 @@ class Ask(NamedTuple):
     exclude_seen: bool = False
     time: Time | None = None
     candidates: Sequence[Id] | None = None
+    filter: Filter | None = None
     unstored: Sequence[Event] = ()
 
 
@@ -110,9 +127,9 @@ def microseconds(time: Time) -> int:
         if value.utcoffset() is None:
             raise InputError(f"The time {value} has no zone; expected one, such as datetime.now(timezone.utc). Add it.")
         at = (value - _EPOCH) // timedelta(microseconds=1)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LATEST:
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < LATEST:
         at = round(value * SECOND)
-    if not 0 < at < _LATEST * SECOND:
+    if not 0 < at < LATEST * SECOND:
         raise InputError(
             f"The time is {told(value)}; expected seconds since 1970 UTC, or a datetime with a zone, after 1970 "
             "began and before 2200. Divide milliseconds by 1000."

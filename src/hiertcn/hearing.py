@@ -8,14 +8,22 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from hiertcn.crowd import Crowd
 from hiertcn.sessions import SECOND, begins_session
 from hiertcn.states import Pick, StateStore, UserState
-from hiertcn.stock import Stock
 
 # Entries of a journal that are kept, and how many more there may be before it is trimmed.
 KEPT, MORE = 100_000, 20_000
+
+
+class _Stock(Protocol):
+    def row(self, item: str) -> int:
+        """0 for an item that is not known."""
+
+    def listen(self) -> None:
+        """Learn of items that were added since."""
 
 
 class Hearing:
@@ -25,7 +33,7 @@ class Hearing:
     clock: seconds: when the last event of anybody was; None before the first one
     """
 
-    def __init__(self, store: StateStore, stock: Stock, session_gap: float, crowd: Crowd | None) -> None:
+    def __init__(self, store: StateStore, stock: _Stock, session_gap: float, crowd: Crowd | None) -> None:
         self._store, self._stock, self._gap = store, stock, session_gap
         self._crowd, self._lock, self._heard, self._trimmed = crowd, threading.Lock(), 0, 0
         self.clock: float | None = None

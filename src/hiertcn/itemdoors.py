@@ -31,6 +31,7 @@ from starlette.responses import Response
 
 from hiertcn import messages as m
 from hiertcn.door import told
+from hiertcn.incoming import id_in_path
 from hiertcn.recommender import Recommender
 from hiertcn.service import Service, Work
 from hiertcn.stock import Shrinks, Stated, Stock
@@ -111,7 +112,7 @@ async def restore(server: _Serving, given: RestoreRequest, _: Request) -> ItemsA
 
 async def withdraw_one(server: _Serving, _: None, request: Request) -> Response:
     """Never recommend this item, until it is restored."""
-    if not all(await _withdraw(server, [request.path_params["item_id"]])):
+    if not all(await _withdraw(server, [id_in_path(request, "item_id")])):
         raise m.Refused(404, "unknown_item", "No item of this id is known.")
     return Response(status_code=204)
 

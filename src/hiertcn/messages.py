@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 __all__ = [
+    "ID_TEXT",
+    "ID_WHOLE",
     "Answer",
     "EventMessage",
     "EventsAnswer",
@@ -24,20 +26,42 @@ __all__ = [
 ]
 
 import json
+import re
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
+from hiertcn.door import LATEST
+
 MOST_EVENTS = 1000
 MOST_CANDIDATES = 1000
+MOST_KEYS = 20_000
+_KEY = re.compile(rb'"\s*:')
 T = TypeVar("T")
 
-Id = Annotated[str, Meta(min_length=1, max_length=256)] | int
-Seconds = Annotated[int, Meta(description="seconds since 1970 UTC", gt=0)]
+# What a schema can say of a text that a log can hold; `door.checked_id` counts its bytes.
+_TEXT: dict[str, Any] = {
+    "description": "at most 256 bytes of UTF-8, no control characters",
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$",
+}
+ID_WHOLE = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+ID_TEXT = {"type": "string", "minLength": 1, "maxLength": 256, **_TEXT}
+Text = Annotated[str, Meta(min_length=1, max_length=256, extra_json_schema=_TEXT)]
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Id = Text | Whole
+# By column of the catalog the value, or the values, that an item may have.
+Filter = dict[str, Text | Whole | Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)]]
+Seconds = Annotated[int, Meta(description="seconds since 1970 UTC, before 2200", gt=0, lt=LATEST)]
 K = Annotated[int, Meta(ge=1, le=500)]
+_EVENTS = {"items": {"anyOf": [{"$ref": "#/components/schemas/EventMessage"}, {}]}}
 Source = Literal["model", "cold", "degraded"]
-Outcome = Literal["applied", "duplicate", "late", "expired", "unknown_item", "conflict", "invalid", "not_stored"]
+# Of candidates, filter, what is withdrawn and what the user had, nothing is left that may be given.
+Reason = Literal["none_left"]
+Outcome = Literal[
+    "applied", "duplicate", "late", "expired", "unknown_item", "conflict", "limited", "invalid", "not_stored"
+]
 
 
 class Fault(Struct):
@@ -58,7 +82,7 @@ class EventMessage(Struct, forbid_unknown_fields=True):
     """That a user picked an item. An event_id counts once. shown: what else was there to pick. consent: whether it may
     be stored; if not, the answer to this request alone reads it."""
 
-    event_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    event_id: Text
     user_id: Id
     item_id: Id
     time: Seconds
@@ -67,9 +91,9 @@ class EventMessage(Struct, forbid_unknown_fields=True):
 
 
 class EventsRequest(Struct, forbid_unknown_fields=True):
-    """Up to 1,000 events, each judged by itself."""
+    """Up to 1,000 events, each judged by itself: what is no event is answered as invalid."""
 
-    events: Annotated[list[msgspec.Raw], Meta(max_length=MOST_EVENTS)]
+    events: Annotated[list[msgspec.Raw], Meta(max_length=MOST_EVENTS, extra_json_schema=_EVENTS)]
 
 
 class Result(Struct):
@@ -93,6 +117,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     k: K = 10
     exclude_seen: bool = False
     candidates: Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)] | None = None
+    filter: Filter | None = None
     as_of: Seconds | None = None
 
 
@@ -103,6 +128,7 @@ class ObserveRequest(Struct, forbid_unknown_fields=True):
     k: K = 10
     exclude_seen: bool = False
     candidates: Annotated[list[Id], Meta(max_length=MOST_CANDIDATES)] | None = None
+    filter: Filter | None = None
 
 
 class Ranked(Struct, omit_defaults=True):
@@ -114,12 +140,14 @@ class Ranked(Struct, omit_defaults=True):
 
 
 class Answer(Struct):
-    """The best first. source: "cold" where nothing is known of the user; model: which one answered."""
+    """The best first. source: "cold" where nothing is known of the user; model: which one answered; reason: why there
+    is no item."""
 
     user_id: str | int
     items: list[Ranked]
     source: Source
     model: str
+    reason: Reason | msgspec.UnsetType = msgspec.UNSET
 
 
 class ObserveAnswer(Struct):
@@ -130,6 +158,7 @@ class ObserveAnswer(Struct):
     items: list[Ranked]
     source: Source
     model: str
+    reason: Reason | msgspec.UnsetType = msgspec.UNSET
 
 
 class SessionAnswer(Struct):
@@ -166,13 +195,17 @@ class ModelAnswer(Struct):
 
 
 class Refused(Exception):
-    """A request that can't be followed; `status` is HTTP's."""
+    """A request that can't be followed; `status` is HTTP's, `retry` the seconds after which it may be."""
 
-    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, field: str | None = None, retry: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.fault = status, Fault(code, message, field or msgspec.UNSET)
+        self.status, self.retry, self.fault = status, retry, Fault(code, message, field or msgspec.UNSET)
 
 
+_NESTED = 400, "invalid_json", "The body is nested too deeply. Send a request as documented."
+_NO_TEXT = 422, "invalid_text", "The body holds text that is no UTF-8. Send UTF-8."
 _encoder = msgspec.json.Encoder()
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
@@ -195,10 +228,10 @@ def decoded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)
         if "utf-8" in text.lower() or _halves(bytes(body)):
-            raise Refused(422, "invalid_text", "The body holds text that is no UTF-8. Send UTF-8.") from None
+            raise Refused(*_NO_TEXT) from None
         raise Refused(400, "invalid_json", f"The body is no JSON: {text}.") from None
     except RecursionError:
-        raise Refused(400, "invalid_json", "The body is nested too deeply. Send a request as documented.") from None
+        raise Refused(*_NESTED) from None
     _refuse_duplicates(bytes(body))
     return found
 
@@ -217,12 +250,26 @@ def _no_number(_: str) -> None:
 
 
 def _refuse_duplicates(body: bytes) -> None:
-    """Two readers of one body could take different ones of two keys; so neither is taken."""
+    """Two readers of one body could take different ones of two keys; so neither is taken. What nobody has read yet, as
+    the events of a request, is no better than the rest: it may be nested, long or no UTF-8."""
 
     def unique(pairs: list[tuple[str, Any]]) -> None:
-        if len({key for key, _ in pairs}) < len(pairs):
-            names = [key for key, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise Refused(400, "duplicate_key", f"The key {twice!r} is there twice. Send it once.", twice)
+        if len(dict(pairs)) == len(pairs):
+            return
+        seen = set()
+        for key, _ in pairs:
+            if key in seen:
+                name = key[:80].encode(errors="replace").decode()
+                raise Refused(400, "duplicate_key", f"The key {name!r} is there twice. Send it once.", name)
+            seen.add(key)
 
-    json.loads(body, object_pairs_hook=unique)
+    # A request of 1,000 events has some 5,000; to tell two of a hundred thousand apart takes longer than it may.
+    if next(islice(_KEY.finditer(body), MOST_KEYS, None), None):
+        raise Refused(400, "too_many_keys", f"The body has more than {MOST_KEYS:,} keys. Send a request as documented.")
+    try:
+        # Numbers stay text: Python takes its time with long ones, then refuses them.
+        json.loads(body, object_pairs_hook=unique, parse_int=str, parse_float=str)
+    except RecursionError:
+        raise Refused(*_NESTED) from None
+    except UnicodeDecodeError:
+        raise Refused(*_NO_TEXT) from None

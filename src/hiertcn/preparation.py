@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from hiertcn.cache import Cache, Manifest, write_cache
-from hiertcn.catalog import Catalog
+from hiertcn.catalog import COLUMNS, Catalog
 from hiertcn.columns import Columns, ViewColumns
 from hiertcn.errors import InputError, nearest
 from hiertcn.events import Events, read_events
@@ -41,6 +41,7 @@ def prepare(
     catalog: str | Path | None = None,
     vectors: str | Path | None = None,
     vector_column: str | None = None,
+    keep_columns: str | Sequence[str] | None = None,
     impressions: str | Path | None = None,
     preset: str | None = None,
     overwrite: bool = False,
@@ -50,11 +51,12 @@ def prepare(
     """Prepare a log (a file, several, a folder, a glob, or a frame) into a cache at `out`.
 
     `catalog` names items for people, and may hold their vectors: in the column `vector_column` (found if it has a usual
-    name), or in the file `vectors` (.npy or safetensors), a row for each line. `impressions` is a file of what was
-    shown when an item was picked; the log's own list of that is the option impression_column. `preset` fills in options
-    for a known public set; `report` is told, line by line, what was found and done; `options` are those of
-    PrepareConfig, and user_column, item_column, time_column, session_column, type_column, offset_column. The shards do
-    not depend on the order of rows in the log.
+    name), or in the file `vectors` (.npy or safetensors), a row for each line. Of its other columns those of
+    `keep_columns`, texts or whole numbers, are kept, so that recommendations can be filtered by them. `impressions` is
+    a file of what was shown when an item was picked; the log's own list of that is the option impression_column.
+    `preset` fills in options for a known public set; `report` is told, line by line, what was found and done; `options`
+    are those of PrepareConfig, and user_column, item_column, time_column, session_column, type_column, offset_column.
+    The shards do not depend on the order of rows in the log.
 
     Raises InputError for anything in the log or the options that can't be used, StorageError when the disk refuses.
     """
@@ -75,9 +77,11 @@ def prepare(
     )
     say_read(say, events)
     views = _views(log, impressions, config, events.columns)
-    if catalog is None and (vectors or vector_column):
-        raise InputError("Vectors were given without a catalog that says of which items they are. Give --catalog, too.")
-    listed = None if catalog is None else read_items(catalog, events.item_ids.dtype, vectors, vector_column)
+    if catalog is None and (vectors or vector_column or keep_columns):
+        what = "Vectors were" if vectors or vector_column else "Columns to keep were"
+        raise InputError(f"{what} given without a catalog that says of which items they are. Give --catalog, too.")
+    kept = keep_columns.split(",") if isinstance(keep_columns, str) else keep_columns or ()
+    listed = None if catalog is None else read_items(catalog, events.item_ids.dtype, vectors, vector_column, kept)
     items = None if listed is None else listed.items
     given = None if listed is None else listed.vectors
     if given is not None:
@@ -260,7 +264,8 @@ def _catalog(
         whole = whole.with_columns(pl.lit(None, pl.String).alias("title"), pl.lit(None, pl.String).alias("link"))
     else:
         whole = whole.join(items, on="item_id", how="left", maintain_order="left")
-    return Catalog(whole.select("item_id", "title", "link", "train_events"), inside.height)
+    kept = [] if items is None else [name for name in items.columns if name not in COLUMNS]
+    return Catalog(whole.select(*COLUMNS, *kept), inside.height)
 
 
 def _rows_of(item_ids: pl.Series, catalog: Catalog) -> npt.NDArray[np.int32]:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.answers import Followed, Kept, Recommendation
+from hiertcn.choice import allowed
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
 from hiertcn.door import key_of as _key
@@ -255,10 +256,7 @@ class Recommender:
             state, _ = state.followed_by(self._pick(event), self.stock.order)
         at = state.latest if ask.time is None else max(microseconds(ask.time), state.latest)
         hidden = self._rows(state.seen) if ask.exclude_seen else _NONE
-        among = None
-        if ask.candidates is not None:
-            among = np.unique(self._rows([checked_id(item, "candidate") for item in ask.candidates]))
-        return _Asked(state, at, checked_k(ask.k), hidden, among)
+        return _Asked(state, at, checked_k(ask.k), hidden, allowed(self.stock, ask))
 
     def _rows(self, items: Sequence[str]) -> Ints:
         """The rows of those that the catalog holds."""

@@ -21,6 +21,8 @@ from hiertcn.retrieval.ranks import ranked
 from hiertcn.streams import Ints
 
 Array = npt.NDArray[Any]
+# Of so many at most, all are scored; more are searched for among all.
+_FEW = 1000
 # More than is asked for, since some of what is found is hidden.
 _BESIDE = 16
 # Behind all rows, so that lists filled up with it stay ascending.
@@ -89,8 +91,12 @@ class Scorer:
             return [best_of(scores, limit) for scores, limit in zip(self._scores.score(queries), limits, strict=True)]
         model: Searchable = self._scores  # type: ignore[assignment]
         out: list[Best | None] = [None] * len(limits)
+        for at, limit in enumerate(limits):
+            if limit.among is not None and len(limit.among) > _FEW:
+                # Alone, since the longest list of hidden rows is what all of a batch are filled up to.
+                (out[at],) = self._searched(model, queries[at : at + 1], [_barring(limit, len(model.vectors))])
         for whole in (False, True):
-            places = [at for at, limit in enumerate(limits) if (limit.among is None) is whole]
+            places = [at for at, limit in enumerate(limits) if out[at] is None and (limit.among is None) is whole]
             if places:
                 search = self._searched if whole else _chosen
                 found = search(model, queries[places], [limits[at] for at in places])
@@ -123,6 +129,14 @@ class Scorer:
                 (kept,) = self._searched(model, queries[at : at + 1], limits[at : at + 1], 4 * width)
             found.append(kept)
         return found
+
+
+def _barring(limit: Limits, height: int) -> Limits:
+    """The same, told by all rows < `height` that may not be given."""
+    barred = np.ones(height, dtype=bool)
+    barred[limit.among] = False
+    barred[limit.hidden] = True
+    return Limits(limit.k, np.flatnonzero(barred))
 
 
 def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits]) -> list[Best]:

@@ -18,8 +18,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hiertcn.errors import InputError
 from hiertcn.exported import FOLDER, Exported
+from hiertcn.incoming import SLOW
 from hiertcn.served import exported_of
-from hiertcn.server import SLOW, Server
+from hiertcn.server import Server
 
 CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.

@@ -65,6 +65,7 @@ class Stock:
     store, from the next `listen` on. Those may come from any thread; `listen`, and what reads, from one at a time.
 
     model:    a copy, which has the new items, too
+    catalog:  the model's own, without what was changed
     size:     the last row; some may be of no item
     open:     bool [size + 1], rows that may be recommended
     popular:  float64 [size], by row from 1 on: train events
@@ -73,7 +74,7 @@ class Stock:
 
     def __init__(self, model: Served, store: StateStore, index: Index | None = None) -> None:
         self.model = copy(model)
-        self._catalog, self._index, self._ledger = model.catalog, index, Ledger(store)
+        self.catalog, self._index, self._ledger = model.catalog, index, Ledger(store)
         self._ids: list[Id | None] = list(model.catalog.ids.to_list())
         self._titles, self._added = dict(model.catalog.titles), dict[Id, int]()
         self.size = model.catalog.size
@@ -90,11 +91,11 @@ class Stock:
 
     def row(self, item: Id) -> int:
         """The row of an item, 0 where it is not known."""
-        return self._catalog.row(item) or self._added.get(cast(Id, self._catalog.coerce(item)), 0)
+        return self.catalog.row(item) or self._added.get(cast(Id, self.catalog.coerce(item)), 0)
 
     def order(self, item: str) -> tuple[int, str]:
         """By which ids come in the order that a log is prepared in."""
-        return self._catalog.order(item)
+        return self.catalog.order(item)
 
     def id(self, row: int) -> Id:
         """As it stands in the log."""
@@ -106,7 +107,7 @@ class Stock:
 
     def stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[U, W]: rows, as a store keeps them: of an item that was added −1 − its number."""
-        return np.where(rows > self._catalog.size, self._catalog.size - rows, rows)
+        return np.where(rows > self.catalog.size, self.catalog.size - rows, rows)
 
     def restored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[U, W]: what `stored` gave, as rows here and now; 0 for items that are not known here."""
@@ -186,7 +187,7 @@ class Stock:
         Raises Shrinks if more than half of all items would be withdrawn then, unless `allow_shrink`.
         """
         names = self._known(items)
-        is_open, held = self.open, self._catalog.size + len(self._added)
+        is_open, held = self.open, self.catalog.size + len(self._added)
         closed = sum(bool(is_open[row]) for row in {self.row(name) for name in names if name is not None})
         left = int(is_open.sum()) - closed
         if closed and held - left > _SHARE * held and not allow_shrink:
@@ -218,7 +219,7 @@ class Stock:
 
     def _name(self, item: Id) -> str | None:
         """The one text by which the ledger knows an item; None if no log of this type can hold it."""
-        found = self._catalog.coerce(checked_id(item, "item"))
+        found = self.catalog.coerce(checked_id(item, "item"))
         return None if found is None else str(found)
 
     def _held(self, names: Iterable[str | None]) -> set[str | None]:
@@ -246,9 +247,9 @@ class Stock:
         added: dict[Id, int] = {}
         vectors: dict[int, npt.NDArray[np.float32]] = {}
         for number, item in news.items():
-            own, name = self._catalog.row(item.id), self._catalog.coerce(item.id)
+            own, name = self.catalog.row(item.id), self.catalog.coerce(item.id)
             fits = self._fits(item) and (not own or item.by == self.model.digest.hex())
-            row = own or (self._catalog.size + 1 + number if name is not None and (fits or self._rows[number]) else 0)
+            row = own or (self.catalog.size + 1 + number if name is not None and (fits or self._rows[number]) else 0)
             if item.vector is not None and not fits:
                 self.left_out.add(item.id)
             self._rows[number] = row
@@ -279,7 +280,7 @@ class Stock:
     def _make_room(self, number: int) -> None:
         """For the item of this number."""
         self._rows = np.pad(self._rows, (0, max(number + 1 - len(self._rows), 0)))
-        more = self._catalog.size + 1 + number - self.size
+        more = self.catalog.size + 1 + number - self.size
         if more > 0 and self.model.given is not None:
             self.popular = np.pad(self.popular, (0, more))
             self._ids += [None] * more

@@ -42,6 +42,7 @@ def prepare(
         Path | None, within("Items", "Vectors, a row for each line of --catalog (.npy, .safetensors).")
     ] = None,
     vector_column: Annotated[str | None, within("Items", "Of --catalog; found by usual names.")] = None,
+    keep_columns: Annotated[str | None, within("Items", "Of --catalog, to filter by: a,b,c.")] = None,
     impressions: Annotated[
         Path | None, within("Impressions", "What was shown when an item was picked, a file.")
     ] = None,

@@ -29,6 +29,7 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="Of a folder of models.", show_default="the one served last")
     ] = None,
     openly: Annotated[bool, typer.Option("--open", help="Bind any address without keys.")] = False,
+    user_limit: Annotated[int, typer.Option(help="Events a minute of one user; 0: as many as come.", min=0)] = 600,
     durability: Annotated[str, typer.Option(help="fsync: acknowledged survives a power cut; os: a kill.")] = "fsync",
 ) -> None:
     """Recommend over HTTP: take in events, keep every user's state, answer with the next items.
@@ -36,6 +37,7 @@ def serve(
     A model that `hiertcn export` wrote needs no torch; a run that was not exported yet is, first. Others of
     a folder of models can take over while it serves (POST /v1/model).
     """
+    from hiertcn.allowance import Allowance
     from hiertcn.deployment import Deployment
     from hiertcn.keys import Keys
     from hiertcn.registry import Registry
@@ -55,7 +57,8 @@ def serve(
         Deployment(registry, name, first, index, states) as deployment,
         Service(deployment.current.recommender) as service,
     ):
-        server = Server(service, known, deployment=deployment)
+        allowance = Allowance(user_limit) if user_limit else None
+        server = Server(service, known, allowance=allowance, deployment=deployment)
         serve_on(server, host, port, lambda at: say(f"http://{host}:{at} serves {first.path}"))
 
 

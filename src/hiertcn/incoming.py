@@ -1,0 +1,63 @@
+"""What comes in with a request, before it is known to be one: bytes, and ids out of a path or of what is no event."""
+
+from __future__ import annotations
+
+__all__ = ["SLOW", "body_of", "event_id_in", "id_in_path"]
+
+import asyncio
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from hiertcn.door import LONGEST_ID
+from hiertcn.messages import Refused
+from hiertcn.openapi import JSON
+
+SLOW = 10.0
+
+
+async def body_of(request: Request, most: int) -> bytes:
+    """Of a request that states it right, no longer than it may be. Raises Refused for any other."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise Refused(415, "content_type", f"The content type is {kind[:80]!r}; expected {JSON}.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "content_encoding", "Compressed bodies are not taken. Send it as it is.")
+    too_long = Refused(413, "too_long", f"The body is longer than {most:,} bytes. Send less at once.")
+    if int(request.headers.get("content-length", "0")) > most:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(SLOW):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise too_long
+    except TimeoutError:
+        raise Refused(408, "too_slow", f"The body did not come within {SLOW:.0f} s.") from None
+    except ClientDisconnect:
+        raise Refused(400, "gone", "The connection ended before the body.") from None
+    return bytes(body)
+
+
+def id_in_path(request: Request, name: str) -> str:
+    """The id that the path holds as `name`; it may hold slashes. Raises Refused for one that is no UTF-8."""
+    try:
+        unquote(request.scope["raw_path"], errors="strict")
+    except UnicodeDecodeError:
+        raise Refused(
+            422, "invalid_text", "The path holds an id that is no UTF-8. Send UTF-8, percent-encoded."
+        ) from None
+    found: str = request.path_params[name]
+    return found
+
+
+def event_id_in(raw: Any) -> str | None:
+    """Of an event that is none, if it can be told."""
+    try:
+        found = msgspec.json.decode(raw).get("event_id")
+    except (msgspec.DecodeError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, str) and len(found) <= LONGEST_ID else None
