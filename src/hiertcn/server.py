@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from hiertcn import itemdoors
+from hiertcn import itemdoors, pagedoors
 from hiertcn import messages as m
 from hiertcn.answers import Recommendation
 from hiertcn.deployment import Deployment, NotSwapped
@@ -61,7 +61,7 @@ class Server:
         now: Callable[[], float] = time.time,
         deployment: Deployment | None = None,
     ) -> None:
-        self.service, self._keys, self._now, self._deployment = service, keys or Keys(), now, deployment
+        self.service, self.keys, self._now, self._deployment = service, keys or Keys(), now, deployment
         self.measures = Measures(lambda: service.waiting)
         self.ready = True
         routes = [Route(door.path, self._endpoint(door), methods=[door.method]) for door in ROUTES]
@@ -99,13 +99,12 @@ class Server:
         return endpoint
 
     def _check_role(self, request: Request, role: Role | None) -> None:
-        if role is None or not len(self._keys):
+        if role is None or not len(self.keys):
             return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        roles = self._keys.roles(key.strip()) if scheme.lower() == "bearer" else set()
+        roles = self.keys.sent(request.headers.get("authorization", ""))
         if not roles:
             raise m.Refused(401, "unauthorized", "Send a key that is known here, as `Authorization: Bearer KEY`.")
-        if not self._keys.allow(roles, role):
+        if not self.keys.allow(roles, role):
             raise m.Refused(403, "forbidden", f"The key may not do this; it takes one of the role {role}.")
 
     def _event(self, given: m.EventMessage) -> Event:
@@ -276,6 +275,11 @@ ROUTES = (
     Door("POST", "/v1/items/withdraw", "admin", itemdoors.WithdrawRequest, itemdoors.withdraw),
     Door("POST", "/v1/items/restore", "admin", itemdoors.RestoreRequest, itemdoors.restore),
     Door("DELETE", "/v1/items/{item_id}", "admin", None, itemdoors.withdraw_one),
+    Door("GET", "/v1/items", "read", None, pagedoors.items),
+    Door("POST", "/v1/beside", "read", pagedoors.BesideRequest, pagedoors.lists),
+    Door("GET", "/v1/access", None, None, pagedoors.access),
+    Door("GET", "/", None, None, pagedoors.page),
+    Door("GET", "/page/{name}", None, None, pagedoors.page),
     Door("GET", "/livez", None, None, Server.live),
     Door("GET", "/readyz", None, None, Server.is_ready),
     Door("GET", "/metrics", None, None, Server.metrics),
