@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -39,6 +40,24 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     """A Redis that syncs each write, for all tests that break nothing."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium. It goes with its module: while it is there, the thread has a loop of its own."""
+    from browsers import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Any]:
+    """Opens a page that goes nowhere but to its server and to the catalog's pictures, and complains of nothing."""
+    from browsers import pages
+
+    with pages(browser) as open_page:
+        yield open_page
 
 
 @pytest.fixture

@@ -25,11 +25,11 @@ FLOORS = {
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
-          service messages keys measures loading bar journal replay userdata registry smoke deployment
-          openapi reference allowance incoming itemdoors modeldoors userdoors""",
+          service messages keys measures loading bar journal replay userdata registry smoke deployment page
+          openapi reference allowance incoming itemdoors modeldoors pagedoors userdoors""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers choice feeds exported graphs online scoring eager
-          served hearing ledger stock""",
+          served hearing ledger stock beside""",
     3: """cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
           states.promises states.protocol states.redis states.schema states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items

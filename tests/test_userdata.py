@@ -96,18 +96,18 @@ def test_an_admin_gets_it_over_http(run: Run, tmp_path: Path) -> None:
     headers = {role: {"authorization": f"Bearer {key}"} for role, (key, _) in made.items()}
     with Server(run.path, "--state", "memory:", "--keys", path) as server:
         server.post("/v1/events", {"events": [event("u", "a", 0), event("u", "b", 1, 5)]}, **headers["write"])
-        said = {role: server.ask("GET", "/v1/users/u/export", **header) for role, header in headers.items()}
+        said = {role: server.ask("GET", "/v1/export/u", **header) for role, header in headers.items()}
         assert {role: one.status for role, one in said.items()} == {"read": 403, "write": 403, "admin": 200}
         body = said["admin"].body
         assert [(one["item_id"], one["time"]) for one in body["events"]] == [("a", NOW), ("b", NOW + 5)]
         assert body["events"][0]["event_mark"] == f"{mark_of('u-0'):016x}"
-        assert server.ask("GET", "/v1/users/nobody/export", **headers["admin"]).status == 404
+        assert server.ask("GET", "/v1/export/nobody", **headers["admin"]).status == 404
 
 
 def test_without_consent_an_event_is_read_for_the_answer_alone(server: Server, run: Run) -> None:
     for user in ("asked", "free"):
         server.post("/v1/events", {"events": [event(user, "a", 0, -50)]})
-    before = server.ask("GET", "/v1/users/asked/export").body
+    before = server.ask("GET", "/v1/export/asked").body
     body = {"event": event("asked", "b", 1, -20, consent=False, shown=["d"]), "k": 5, "exclude_seen": True}
     found = server.post("/v1/observe", body).body
     theirs = server.post("/v1/observe", {**body, "event": event("free", "b", 1, -20, shown=["d"])}).body
@@ -117,7 +117,7 @@ def test_without_consent_an_event_is_read_for_the_answer_alone(server: Server, r
     assert {one["item_id"] for one in found["items"]} == {"c", "d", "e"}
     for ours, other in zip(found["items"], theirs["items"], strict=True):
         assert ours["score"] == pytest.approx(other["score"], abs=1e-5)
-    assert server.ask("GET", "/v1/users/asked/export").body == before
+    assert server.ask("GET", "/v1/export/asked").body == before
     # The same id counts as new, since it was never stored.
     assert server.post("/v1/observe", {"event": event("asked", "b", 1, -20)}).body["result"]["status"] == "applied"
 

@@ -139,6 +139,26 @@ class Catalog:
             self._rows_by[name] = dict(zip(groups[name], map(pl.Series.to_numpy, groups["row"]), strict=True))
         return self._rows_by[name]
 
+    @cached_property
+    def _lowered(self) -> pl.DataFrame:
+        return (
+            self.items[: self.size]
+            .select(pl.col("item_id").cast(pl.String), "title")
+            .select(pl.all().str.to_lowercase().fill_null(""))
+        )
+
+    def search(self, text: str, limit: int, among: npt.NDArray[np.bool_]) -> list[int]:
+        """At most `limit` rows of those that `among`, bool [size + 1], marks, of items whose id or title holds each
+        word of `text`, whatever its case: the item of that very id, then by rows."""
+        words = pl.select(pl.lit(text).str.to_lowercase()).item().split()
+        held = [pl.any_horizontal(pl.all().str.contains(word, literal=True)) for word in words]
+        shown = self._lowered.select(pl.all_horizontal(pl.col("item_id").is_not_null(), *held)).to_series()
+        rows = shown.arg_true().to_numpy() + 1
+        rows = rows[among[rows]]
+        own = self.row(text.strip())
+        first = [own] if own and among[own] else []
+        return list(dict.fromkeys([*first, *rows[:limit].tolist()]))[:limit]
+
     def title(self, row: int) -> str | None:
         title: str | None = self.items["title"][row - 1]
         return title

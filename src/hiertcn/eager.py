@@ -16,7 +16,7 @@ from hiertcn.itemrows import Given
 from hiertcn.models import VectorModel
 from hiertcn.models.hiertcn import HierTCN
 from hiertcn.states.state import digest_of_model
-from hiertcn.streams import Stream
+from hiertcn.streams import Ints, Stream
 from hiertcn.wholes import whole_batch
 
 Array = npt.NDArray[Any]
@@ -35,6 +35,14 @@ class Eager:
         self.repeats = self._model.config.repeats if isinstance(self._model, HierTCN) else 0
         # Only what is exported takes new items while serving.
         self.given: Given | None = None
+
+    @torch.inference_mode()
+    def vectors_of(self, rows: Ints) -> Array | None:
+        """[R, Q]: what the vectors of queries are compared with, of item rows [R]; None where they are with none."""
+        if not isinstance(self._model, VectorModel):
+            return None
+        vectors: Array = self._model.lookup(torch.from_numpy(rows))[0].numpy()
+        return vectors
 
     def crowd(self) -> Crowd | None:
         """What everybody picked last in the log, to go on from; None for a model that does not read it."""

@@ -239,6 +239,10 @@ class Exported:
         """The same without boosts, of vectors [T, Q]."""
         return self._items.scores_of(vectors, rows)
 
+    def vectors_of(self, rows: Ints) -> Floats:
+        """[R, Q]: what the vectors of queries are compared with, of item rows [R]."""
+        return self._items.compared.take(rows).astype(np.float32, copy=False)
+
     def put(self, rows: Ints, vectors: Floats) -> None:
         """Let items of `rows` int64 [R], of the catalog or behind it, come with `vectors` [R, G]."""
         assert self.given is not None

@@ -48,6 +48,11 @@ class Keys:
         digest = sha256(key.encode()).hexdigest()
         return {role for role, known in self._digests if hmac.compare_digest(digest, known)}
 
+    def sent(self, header: str) -> set[Role]:
+        """Those of the key in a request's Authorization header."""
+        scheme, _, key = header.partition(" ")
+        return self.roles(key.strip()) if scheme.lower() == "bearer" else set()
+
     def allow(self, roles: set[Role], role: Role) -> bool:
         """Whether one who has `roles` may do what `role` may."""
         return not self._digests or role in roles or "admin" in roles

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from inspect import getdoc, isclass
-from re import sub
+from re import findall, sub
 from typing import Any, get_type_hints
 
 import msgspec
@@ -30,6 +30,7 @@ class Door:
 
     body:    bytes that it takes at most
     refuses: statuses of errors, beside those of every door that takes such things
+    query:   what its URL may hold
     status:  of what it answers: the type that `call` returns; a Response has the media type `media` (None: no body)
     """
 
@@ -40,6 +41,7 @@ class Door:
     call: Callable[..., Awaitable[Any]]
     body: int = BODY
     refuses: tuple[int, ...] = ()
+    query: type[Struct] | None = None
     status: int = 200
     media: str | None = None
 
@@ -59,6 +61,7 @@ class Door:
         found = {*self.refuses}
         found |= {400, 408, 413, 415, 422} if self.takes else set()
         found |= {404, 422} if "{" in self.path else set()
+        found |= {422} if self.query else set()
         found |= {503} if self.role else set()
         found |= {401, 403} if self.role and keys else set()
         return sorted(found)
@@ -103,11 +106,14 @@ def _filter(columns: Mapping[str, type]) -> dict[str, Any]:
 
 def _operation(door: Door, keys: bool) -> dict[str, Any]:
     summary, _, description = (getdoc(door.call) or "").partition("\n\n")
-    out: dict[str, Any] = {"operationId": door.call.__name__, "summary": summary.replace("\n", " ")}
+    named = "_".join([door.method.lower(), *findall(r"\w+", door.stated_path)])
+    out: dict[str, Any] = {"operationId": named, "summary": summary.replace("\n", " ")}
     if description:
         out["description"] = description
-    if names := [part[1:-1] for part in door.stated_path.split("/") if part.startswith("{")]:
-        out["parameters"] = [{"name": n, "in": "path", "required": True, "schema": m.ID_TEXT} for n in names]
+    names = findall(r"{(\w+)}", door.stated_path)
+    stated = [{"name": name, "in": "path", "required": True, "schema": m.ID_TEXT} for name in names]
+    if parameters := stated + _query(door.query):
+        out["parameters"] = parameters
     if door.takes is not None:
         out["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(door.takes)}}}
     out["responses"] = {str(door.status): _answer(door)} | {str(status): _error(status) for status in door.errors(keys)}
@@ -116,6 +122,13 @@ def _operation(door: Door, keys: bool) -> dict[str, Any]:
         if keys:
             out["security"] = [{"key": []}]
     return out
+
+
+def _query(kind: type[Struct] | None) -> list[dict[str, Any]]:
+    if kind is None:
+        return []
+    properties = msgspec.json.schema_components([kind])[1][kind.__name__]["properties"]
+    return [{"name": name, "in": "query", "schema": schema} for name, schema in properties.items()]
 
 
 def _answer(door: Door) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["Served", "exported_of", "served"]
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from hiertcn.itemrows import Given
 from hiertcn.manifest import read_manifest
 from hiertcn.online import Reader
 from hiertcn.scoring import Scores
+from hiertcn.streams import Ints
 
 if TYPE_CHECKING:
     from hiertcn.artifact import Run
@@ -38,6 +39,9 @@ class Served(Reader, Scores, Protocol):
     max_session_events: int
     digest: bytes
     given: Given | None
+
+    def vectors_of(self, rows: Ints) -> npt.NDArray[Any] | None:
+        """[R, Q]: what the vectors of queries are compared with, of item rows [R]; None where they are with none."""
 
     def crowd(self) -> Crowd | None:
         """What everybody picked last in the log, to go on from; None for a model that does not read it."""

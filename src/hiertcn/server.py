@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from hiertcn import itemdoors, modeldoors, userdoors
+from hiertcn import itemdoors, modeldoors, pagedoors, userdoors
 from hiertcn import messages as m
 from hiertcn.allowance import Allowance
 from hiertcn.answers import Recommendation
@@ -50,7 +50,7 @@ class Server:
         allowance: Allowance | None = None,
         deployment: Deployment | None = None,
     ) -> None:
-        self.service, self._keys, self.now = service, keys or Keys(), now
+        self.service, self.keys, self.now = service, keys or Keys(), now
         self._allowance, self.deployment = allowance, deployment
         self.measures = Measures(lambda: service.waiting)
         self.ready = True
@@ -89,13 +89,12 @@ class Server:
         return endpoint
 
     def _check_role(self, request: Request, role: Role | None) -> None:
-        if role is None or not len(self._keys):
+        if role is None or not len(self.keys):
             return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        roles = self._keys.roles(key.strip()) if scheme.lower() == "bearer" else set()
+        roles = self.keys.sent(request.headers.get("authorization", ""))
         if not roles:
             raise m.Refused(401, "unauthorized", "Send a key that is known here, as `Authorization: Bearer KEY`.")
-        if not self._keys.allow(roles, role):
+        if not self.keys.allow(roles, role):
             raise m.Refused(403, "forbidden", f"The key may not do this; it takes one of the role {role}.")
 
     def _event(self, given: m.EventMessage) -> Event:
@@ -214,7 +213,7 @@ class Server:
         return Response(self.measures.text(), media_type="text/plain; version=0.0.4")
 
     def _document(self) -> dict[str, Any]:
-        return document(ROUTES, len(self._keys) > 0, self.recommender.stock.catalog.columns)
+        return document(ROUTES, len(self.keys) > 0, self.recommender.stock.catalog.columns)
 
     async def openapi(self, _: None, __: Request) -> Response:
         """This description, as OpenAPI."""
@@ -229,7 +228,7 @@ ROUTES = (
     Door("POST", "/v1/events", "write", m.EventsRequest, Server.events),
     Door("POST", "/v1/recommend", "read", m.RecommendRequest, Server.recommend),
     Door("POST", "/v1/observe", "write", m.ObserveRequest, Server.observe, refuses=(409, 429)),
-    Door("GET", "/v1/users/{user_id:path}/export", "admin", None, userdoors.export),
+    Door("GET", "/v1/export/{user_id:path}", "admin", None, userdoors.export),
     Door("GET", "/v1/users/{user_id:path}", "read", None, userdoors.user),
     Door("DELETE", "/v1/users/{user_id:path}", "admin", None, userdoors.forget, status=204),
     Door("GET", "/v1/model", "read", None, modeldoors.model, refuses=(409,)),
@@ -239,6 +238,11 @@ ROUTES = (
     Door("POST", "/v1/items/withdraw", "admin", itemdoors.WithdrawRequest, itemdoors.withdraw, refuses=(409,)),
     Door("POST", "/v1/items/restore", "admin", itemdoors.RestoreRequest, itemdoors.restore),
     Door("DELETE", "/v1/items/{item_id:path}", "admin", None, itemdoors.withdraw_one, refuses=(409,), status=204),
+    Door("GET", "/v1/items", "read", None, pagedoors.items, query=pagedoors.ItemsQuery),
+    Door("POST", "/v1/beside", "read", pagedoors.BesideRequest, pagedoors.lists),
+    Door("GET", "/v1/access", None, None, pagedoors.access),
+    Door("GET", "/", None, None, pagedoors.page, media="text/html"),
+    Door("GET", "/page/{name}", None, None, pagedoors.page, media="*/*"),
     Door("GET", "/livez", None, None, Server.live, refuses=(503,)),
     Door("GET", "/readyz", None, None, Server.is_ready, refuses=(503,)),
     Door("GET", "/metrics", None, None, Server.metrics, media="text/plain"),

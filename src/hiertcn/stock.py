@@ -93,6 +93,11 @@ class Stock:
         """The row of an item, 0 where it is not known."""
         return self.catalog.row(item) or self._added.get(cast(Id, self.catalog.coerce(item)), 0)
 
+    @property
+    def added(self) -> list[int]:
+        """The rows of items that are in no catalog."""
+        return list(self._added.values())
+
     def order(self, item: str) -> tuple[int, str]:
         """By which ids come in the order that a log is prepared in."""
         return self.catalog.order(item)
