@@ -5,8 +5,10 @@ from __future__ import annotations
 __all__ = ["check_bind", "online_form", "serve"]
 
 import asyncio
+import gc
 import ipaddress
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from hiertcn.server import Server
 CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
+_SWITCH = 0.0005
 
 
 class Protocol(HttpToolsProtocol):
@@ -133,4 +136,20 @@ def serve(server: Server, host: str, port: int, started: Callable[[int], None]) 
         timeout_keep_alive=10,
         timeout_graceful_shutdown=ENDING,
     )
-    _Process(config, server, started).run()
+    with _undisturbed():
+        _Process(config, server, started).run()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Two threads take turns at Python here, that of requests and that of batches; by default one waits 5 ms for the
+    other. And a catalog is a million objects, which the collector would look through again and again."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        sys.setswitchinterval(before)
