@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from hiertcn.recommender import Recommender
 from hiertcn.retrieval import ExactIndex
 from hiertcn.scoring import Limits, Scorer, compared
 from hiertcn.server import Server
-from hiertcn.service import Overloaded, Service, Work
+from hiertcn.service import SHUT, SLOW, Overloaded, Service, Work
 from hiertcn.states import MemoryStates, StateStore, Update
 from people import FULL, START, assert_alike, catalog_of, run_of
 
@@ -87,22 +89,82 @@ def test_what_waits_together_is_answered_as_one_by_one(run: Run) -> None:
         assert_alike(done[number].found, alone.recommend(f"u{number % 5}", 5))
 
 
-def test_what_one_cannot_have_the_others_get(run: Run) -> None:
-    """Of three who ask at once, the state of one is damaged."""
+def damaged(run: Run, user: str, damage: Callable[[bytes], bytes]) -> MemoryStates:
+    """A store of one user, whose state is damaged."""
     states = MemoryStates()
-    Recommender.load(run, states).observe("v", "a", START)
+    Recommender.load(run, states).observe(user, "a", START)
     ((key, value),) = states.scan()
-    states.update([key], lambda _: Update([value[:-1]]))
+    states.update([key], lambda _: Update([damage(value)]))
+    return states
 
-    async def ask_all(service: Service) -> list[Any]:
-        works = [Work([Event(user, "b", START + 9, f"{user}-b")], Ask(user, 3)) for user in "uvw"]
-        return list(await asyncio.gather(*map(service.do, works), return_exceptions=True))
 
+async def ask_all(service: Service, *works: Work) -> list[Any]:
+    return list(await asyncio.gather(*map(service.do, works), return_exceptions=True))
+
+
+def test_what_one_cannot_have_the_others_get(run: Run) -> None:
+    """Of three who ask at once, the state of one is of a format that is to come."""
+    states = damaged(run, "v", lambda value: other_format(value))
+    works = [Work([Event(user, "b", START + 9, f"{user}-b")], Ask(user, 3)) for user in "uvw"]
     with service_of(run, states) as service:
-        found = asyncio.run(ask_all(service))
+        found = asyncio.run(ask_all(service, *works))
+        assert service.set_aside == 0
     assert isinstance(found[1], ArtifactError)
     assert [found[n].statuses for n in (0, 2)] == [["applied"]] * 2
     assert [len(found[n].found) for n in (0, 2)] == [3, 3]
+
+
+def other_format(value: bytes) -> bytes:
+    body = value[:4] + (99).to_bytes(2, "little") + value[6:-4]
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_whose_state_is_damaged_begins_anew_and_what_is_left_of_it_is_kept(run: Run, asks: bool) -> None:
+    states = damaged(run, "v", lambda value: value[:-1])
+    ((key, left),) = states.scan()
+    clean = Recommender.load(run)
+    with service_of(run, states) as service:
+        if asks:
+            (work,) = asyncio.run(ask_all(service, Work(ask=Ask("v", 3))))
+            assert_alike(work.found, clean.recommend("v", 3))
+        (work, other) = asyncio.run(
+            ask_all(service, Work([Event("v", "b", START + 9, "b")], Ask("v", 3)), Work(ask=Ask("u", 3)))
+        )
+        assert service.set_aside == 1
+        clean.observe("v", "b", START + 9, event_id="b")
+        assert work.statuses == ["applied"]
+        assert_alike(work.found, clean.recommend("v", 3))
+        assert len(other.found) == 3
+        kept = dict(states.scan())
+        assert sorted(kept) == [key, b"damaged/" + key] or sorted(kept) == [b"damaged/" + key, key]
+        assert kept[b"damaged/" + key] == left
+        service.recommender.delete("v")
+        assert not list(states.scan())
+
+
+def test_a_store_that_hangs_is_left_alone_for_a_while(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, tried = MemoryStates(), list[float]()
+
+    def hang(*_: Any) -> None:
+        tried.append(time.monotonic())
+        time.sleep(2 * SLOW)
+        raise StorageError("It hangs.")
+
+    monkeypatch.setattr(states, "update", hang)
+    with service_of(run, states) as service:
+        for number in range(5):
+            (found,) = asyncio.run(ask_all(service, Work([pick(number)])))
+            assert isinstance(found, StorageError)
+        assert len(tried) == 1
+        # What is only read is not held up by that.
+        (work,) = asyncio.run(ask_all(service, Work(ask=Ask("u", 3))))
+        assert len(work.found) == 3
+        monkeypatch.undo()
+        while time.monotonic() < tried[0] + 2 * SLOW + SHUT + 0.1:
+            time.sleep(0.05)
+        (work,) = asyncio.run(ask_all(service, Work([pick(0)])))
+        assert work.statuses == ["applied"]
 
 
 def test_too_many_are_shed_at_once_and_then_it_goes_on(run: Run) -> None:

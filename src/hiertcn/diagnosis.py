@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import hiertcn
+from hiertcn.aside import is_aside
 from hiertcn.door import MOST
 from hiertcn.errors import ArtifactError, HiertcnError, InputError
 from hiertcn.hearing import KEPT
@@ -192,9 +193,11 @@ def _opened(url: str, durability: Durability, problems: list[str]) -> StateStore
 def _states(store: StateStore, url: str, model: Served | None, problems: list[str]) -> dict[str, Any]:
     """How many there are, of which model, and how large."""
     sizes: list[int] = []
-    damaged = mine = events = 0
+    damaged = mine = events = aside = 0
     for key, value in store.scan():
-        if owns(key):
+        if is_aside(key):
+            aside += 1
+        if owns(key) or is_aside(key):
             continue
         sizes.append(len(value))
         owner = digest_in(value)
@@ -208,6 +211,8 @@ def _states(store: StateStore, url: str, model: Served | None, problems: list[st
     if model is not None:
         facts |= {"of this model": mine, "of another, read anew when asked for": len(sizes) - damaged - mine}
     facts["damaged"] = damaged
+    if aside:
+        facts["damaged, set aside"] = aside
     if sizes:
         ends = dict(zip(("p50", "p90", "p99", "max"), np.percentile(sizes, [50, 90, 99, 100]), strict=True))
         facts |= {f"bytes, {name}": round(float(size)) for name, size in {"mean": np.mean(sizes), **ends}.items()}

@@ -12,9 +12,9 @@ _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.008, 0.012, 0.02, 0.05, 0.1, 0.5, 2.0)
 
 
 class Measures:
-    """waiting: how many requests do."""
+    """waiting: how many requests do; set_aside: how many states were found damaged."""
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
+    def __init__(self, waiting: Callable[[], int], set_aside: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "hiertcn_requests", "Requests, by route and HTTP status.", ["route", "status"], registry=self._registry
@@ -24,6 +24,8 @@ class Measures:
         )
         self._events = Counter("hiertcn_events", "Events, by what became of them.", ["status"], registry=self._registry)
         Gauge("hiertcn_waiting", "Requests that wait.", registry=self._registry).set_function(waiting)
+        damaged = Gauge("hiertcn_states_set_aside", "Damaged states, set aside.", registry=self._registry)
+        damaged.set_function(set_aside)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count one request."""

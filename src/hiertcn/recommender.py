@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.answers import Followed, Kept, Recommendation
+from hiertcn.aside import forget_aside
 from hiertcn.choice import allowed
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
@@ -250,6 +251,7 @@ class Recommender:
         """Forget all events of a user; those up to `until` that come later, too."""
         forgotten = None if until is None else UserState(forgotten=microseconds(until)).to_bytes(self.digest)
         self.states.forget(_key(user), forgotten)
+        forget_aside(self.states, _key(user))
 
     def _asked(self, ask: Ask, state: UserState) -> _Asked:
         for event in ask.unstored:

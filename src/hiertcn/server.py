@@ -52,7 +52,7 @@ class Server:
     ) -> None:
         self.service, self.keys, self.now = service, keys or Keys(), now
         self._allowance, self.deployment = allowance, deployment
-        self.measures = Measures(lambda: service.waiting)
+        self.measures = Measures(lambda: service.waiting, lambda: service.set_aside)
         self.ready = True
         routes = [Route(door.path, self._endpoint(door), methods=[door.method]) for door in ROUTES]
         handlers: dict[Any, Any] = {HTTPException: _refused_by_routing, Exception: _unforeseen}

@@ -16,18 +16,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from hiertcn.answers import Recommendation
-from hiertcn.door import Ask, Event
+from hiertcn.aside import set_aside
+from hiertcn.door import Ask, Event, key_of
 from hiertcn.errors import StorageError
 from hiertcn.recommender import Recommender
 from hiertcn.states import Status, UserState
+from hiertcn.states.state import DamagedState
 
 TOGETHER = 64
 WAITING = 512
 # Seconds after which it is asked what others who share the store were told.
 LISTENING = 1.0
+# A store that takes so many seconds to fail is not asked again for so many.
+SLOW, SHUT = 0.02, 0.5
 
 
 class Overloaded(Exception):
@@ -49,14 +53,29 @@ class Work:
     done: asyncio.Future[None] | None = None
 
 
+class _Shut(NamedTuple):
+    """What is not tried until then, and why."""
+
+    until: float
+    error: StorageError
+
+
+_Step = Callable[[Recommender, Sequence[Work], dict[bytes, UserState]], None]
+
+
 class Service:
-    """Of the recommender that is current when a batch begins. A context manager that ends its thread."""
+    """Of the recommender that is current when a batch begins. A context manager that ends its thread.
+
+    set_aside: of how many users what was stored was found damaged
+    """
 
     def __init__(self, recommender: Recommender, waiting: int = WAITING) -> None:
         self.recommender = recommender
         self._most, self._queue = waiting, deque[Work]()
         self._wake, self._closing, self._listened = threading.Condition(), False, float("-inf")
-        self.beat = time.monotonic()
+        self.beat, self.set_aside = time.monotonic(), 0
+        # By step, since a store that takes nothing in may still be read.
+        self._shut: dict[_Step, _Shut] = {}
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
         self._thread.start()
 
@@ -124,20 +143,46 @@ class Service:
                 except Exception as error:
                     work.failed = error
         known: dict[bytes, UserState] = {}
-        for step in (_take_in, _answer):
-            left = [work for work in batch if work.failed is None]
-            try:
-                step(recommender, left, known)
-            except StorageError as error:
+        for step, works in ((_take_in, [w for w in batch if w.events]), (_answer, [w for w in batch if w.ask])):
+            left = [work for work in works if work.failed is None]
+            if (shut := self._shut.get(step)) is not None and self.beat < shut.until:
                 for work in left:
+                    work.failed = shut.error
+            elif left:
+                self._take(step, left, known)
+
+    def _take(self, step: _Step, works: Sequence[Work], known: dict[bytes, UserState]) -> None:
+        begun, recommender = time.monotonic(), works[0].by
+        assert recommender is not None
+        try:
+            self._surely(step, recommender, works, known)
+        except StorageError as error:
+            for work in works:
+                work.failed = error
+            if (now := time.monotonic()) - begun > SLOW:
+                self._shut[step] = _Shut(now + SHUT, error)
+        except Exception:
+            # What one of them can't have is no reason to give the others nothing.
+            for work in works:
+                try:
+                    self._surely(step, recommender, [work], known)
+                except Exception as error:
                     work.failed = error
-            except Exception:
-                # What one of them can't have is no reason to give the others nothing.
-                for work in left:
-                    try:
-                        step(recommender, [work], known)
-                    except Exception as error:
-                        work.failed = error
+
+    def _surely(
+        self, step: _Step, recommender: Recommender, works: Sequence[Work], known: dict[bytes, UserState]
+    ) -> None:
+        """A step; whose stored state is damaged begins anew."""
+        while True:
+            try:
+                return step(recommender, works, known)
+            except DamagedState as damage:
+                users = [event.user for work in works for event in work.events]
+                users += [work.ask.user for work in works if work.ask is not None]
+                found = set_aside(recommender.states, list(dict.fromkeys(map(key_of, users))), damage.value)
+                if not found:
+                    raise
+                self.set_aside += found
 
 
 def _take_in(recommender: Recommender, batch: Sequence[Work], known: dict[bytes, UserState]) -> None:

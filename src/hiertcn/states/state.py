@@ -45,6 +45,14 @@ Order = Callable[[str], Any]
 T = TypeVar("T")
 
 
+class DamagedState(ArtifactError):
+    """`value`: what is stored of a user, and is no state."""
+
+    def __init__(self, value: bytes, found: str) -> None:
+        super().__init__(_told(found))
+        self.value = value
+
+
 class Pick(NamedTuple):
     """An event of one user. item: its id as text. time: microseconds. mark: of the event's own id, 0 for none. shown:
     ids of items that were shown beside it and not picked."""
@@ -213,19 +221,19 @@ class UserState:
         another format."""
         body, check = data[: -_CHECK.size], data[-_CHECK.size :]
         if len(body) < _HEADER.size or check != _CHECK.pack(zlib.crc32(body)):
-            raise _refused("is damaged")
+            raise DamagedState(data, "is damaged")
         magic, form, kind, owner, end, forgotten, events, unread, *sizes = _HEADER.unpack_from(body)
         if (magic, form) != (_MAGIC, _FORMAT) or kind > _NOTHING_READ:
-            raise _refused(f"has format {form}, this version reads format {_FORMAT}")
+            raise ArtifactError(_told(f"has format {form}, this version reads format {_FORMAT}"))
         bounds = [*accumulate([_HEADER.size, 8 * events, 8 * events, *sizes])]
         if bounds[-1] != len(body) or unread > events or sizes[0] % _ITEM_SIZE[kind]:
-            raise _refused("does not have the length it states")
+            raise DamagedState(data, "does not have the length it states")
         times, marks, state, items, shown = (body[begin:stop] for begin, stop in pairwise(bounds))
         names = items.decode().split(_NEXT_EVENT) if events else []
         lists = [tuple(text.split(_NEXT_ITEM)) if text else () for text in shown.decode().split(_NEXT_EVENT)]
         lists = lists if shown else []
         if len(names) != events or len(lists) not in (0, unread):
-            raise _refused("does not agree with itself")
+            raise DamagedState(data, "does not agree with itself")
         found = cls(
             names,
             np.frombuffer(times, "<i8").tolist(),
@@ -253,8 +261,8 @@ def _with(column: list[T], place: int, value: T) -> list[T]:
     return [*column[:place], value, *column[place:]]
 
 
-def _refused(found: str) -> ArtifactError:
-    return ArtifactError(
+def _told(found: str) -> str:
+    return (
         f"A user's stored state {found}; expected one that hiertcn wrote. Restore the store from a copy, or delete the "
         "user to begin anew."
     )
