@@ -1,8 +1,8 @@
 """Models swapped while people are answered: what requests get meanwhile, and how long a swap and a rollback take.
 
-Two models of one shape and of other weights, over one catalog, behind `hiertcn serve FOLDER` with SQLite and HNSW. Open
-loop: first without swaps, then at the same rate with swaps all the while, each as soon as it is due. Every swap makes
-the states of all people those of another model, so each person's next event is read with all that came before it.
+Two models of one shape and of other weights, over one catalog, behind `hiertcn serve FOLDER` with SQLite. Open loop:
+first without swaps, then at the same rate with swaps all the while, each as soon as it is due. Every swap makes the
+states of all people those of another model, so each person's next event is read with all that came before it.
 """
 
 from __future__ import annotations
@@ -10,32 +10,20 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import os
-import re
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import psutil
 
 from benchmarks.record import record, scratch
-from hiertcn.artifact import Run, write_run
-from hiertcn.catalog import Catalog
-from hiertcn.exporting import export
+from benchmarks.servers import server, write_models
 from hiertcn.loading import Latencies, Load, load
-from hiertcn.models import build
-from hiertcn.settings import read_settings
 
 ITEMS, RATE, SWAPS, EVERY, ROLLBACKS, USERS = 200_000, 1_000.0, 100, 3.0, 10, 100_000
-# The server on one core, who asks on another.
-_CORES = (0, 1)
 
 
 def run(
@@ -47,9 +35,8 @@ def run(
     users: int = USERS,
 ) -> None:
     with scratch() as folder:
-        for seed, name in enumerate("ab"):
-            _model(folder, name, items, seed)
-        with _server(folder / "models", folder / "states.db") as (port, process):
+        models = write_models(folder, items, "ab")
+        with server(models, "--model", "a", "--state", f"sqlite:///{folder / 'states.db'}") as (port, process):
             figures = asyncio.run(_measured(port, process, items, rate, swaps, every, rollbacks, users))
     figures = {"items": items, "rate": rate, "users": users, **figures}
     rows = [
@@ -148,39 +135,3 @@ def _peak(process: psutil.Process) -> Iterator[list[int]]:
     finally:
         over.set()
         thread.join()
-
-
-@contextmanager
-def _server(root: Path, states: Path) -> Iterator[tuple[int, psutil.Process]]:
-    """The port of `hiertcn serve`, and its process."""
-    cores = sorted(os.sched_getaffinity(0))
-    options = ["serve", root, "--model", "a", "--port", 0, "--state", f"sqlite:///{states}", "--index", "faiss:hnsw"]
-    command = [sys.executable, "-c", "from hiertcn.cli import main; main()", *map(str, options)]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    ) as process:
-        try:
-            if len(cores) > 1:
-                os.sched_setaffinity(process.pid, {cores[_CORES[0]]})
-                os.sched_setaffinity(0, {cores[_CORES[1]]})
-            assert process.stderr is not None
-            lines = iter(process.stderr.readline, "")
-            port = next(int(found[1]) for line in lines if (found := re.search(r":(\d+) serves", line)))
-            yield port, psutil.Process(process.pid)
-        finally:
-            os.sched_setaffinity(0, cores)
-            process.terminate()
-
-
-def _model(folder: Path, name: str, items: int, seed: int) -> None:
-    """An untrained model of the strongest preset, exported."""
-    config, _ = read_settings("strong", None, {}, {})
-    listed = {"item_id": np.arange(1, items + 1), "title": [None] * items, "link": [None] * items}
-    kinds = {"item_id": pl.Int64, "title": pl.String, "link": pl.String, "train_events": pl.Int64}
-    catalog = Catalog(pl.DataFrame({**listed, "train_events": np.arange(items, 0, -1)}, schema=kinds), items)
-    run = folder / f"run-{name}"
-    run.mkdir()
-    facts = {"session_gap": 1800.0, "max_session_events": 200, "validation": {}, "history": []}
-    model = build(config, catalog.train_events, seed)
-    write_run(run, model, config, catalog, {"cache": {"path": "none", "fingerprint": "none"}, **facts})
-    export(Run(run), folder / "models" / name)

@@ -1,0 +1,69 @@
+"""Servers on a core of their own, and untrained models for them, as benchmarks of serving share them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import psutil
+
+from hiertcn.artifact import Run, write_run
+from hiertcn.catalog import Catalog
+from hiertcn.exporting import export
+from hiertcn.models import build
+from hiertcn.settings import read_settings
+
+# The server on one core, who asks on another.
+_CORES = (0, 1)
+
+
+@contextmanager
+def server(run: Path, *options: Any) -> Iterator[tuple[int, psutil.Process]]:
+    """The port of `hiertcn serve`, with faiss and no limit for users, and its process."""
+    asked = ["serve", run, "--port", 0, "--index", "faiss", "--user-limit", 0, *options]
+    with process("from hiertcn.cli import main; main()", *asked) as found:
+        yield found
+
+
+@contextmanager
+def process(code: str, *arguments: Any) -> Iterator[tuple[int, psutil.Process]]:
+    """A Python process that says `:PORT serves` on stderr; its port."""
+    cores = sorted(os.sched_getaffinity(0))
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as started:
+        try:
+            if len(cores) > 1:
+                os.sched_setaffinity(started.pid, {cores[_CORES[0]]})
+                os.sched_setaffinity(0, {cores[_CORES[1]]})
+            assert started.stderr is not None
+            lines = iter(started.stderr.readline, "")
+            port = next(int(found[1]) for line in lines if (found := re.search(r":(\d+) serves", line)))
+            yield port, psutil.Process(started.pid)
+        finally:
+            os.sched_setaffinity(0, cores)
+            started.terminate()
+
+
+def write_models(folder: Path, items: int, names: str = "a") -> Path:
+    """`folder`/models: for each letter of `names` an untrained model of the default preset, exported."""
+    config, _ = read_settings("strong", None, {}, {})
+    listed = {"item_id": np.arange(1, items + 1), "title": [None] * items, "link": [None] * items}
+    kinds = {"item_id": pl.Int64, "title": pl.String, "link": pl.String, "train_events": pl.Int64}
+    catalog = Catalog(pl.DataFrame({**listed, "train_events": np.arange(items, 0, -1)}, schema=kinds), items)
+    facts = {"session_gap": 1800.0, "max_session_events": 200, "validation": {}, "history": []}
+    for seed, name in enumerate(names):
+        run = folder / f"run-{name}"
+        run.mkdir()
+        model = build(config, catalog.train_events, seed)
+        write_run(run, model, config, catalog, {"cache": {"path": "none", "fingerprint": "none"}, **facts})
+        export(Run(run), folder / "models" / name)
+    return folder / "models"

@@ -1,0 +1,106 @@
+"""How long answers of `hiertcn serve` take, open loop, beside a server that only echoes, in turns.
+
+The server has one core and who asks another; 200,000 items, states in SQLite, each acknowledgement after a sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from typing import Any
+
+from benchmarks.record import record, scratch
+from benchmarks.servers import process, server, write_models
+from hiertcn.loading import Latencies, Load, load
+
+ITEMS, SECONDS, ROUNDS, OVERLOAD = 200_000, 10.0, 3, 3_000.0
+# What is asked, and how often a second.
+ASKED = (("observe", 100.0), ("observe", 300.0), ("observe", 1_000.0), ("recommend", 300.0), ("recommend", 1_000.0))
+# Raw ASGI, with answers as long as those of 50 items.
+_ECHO = """
+import sys, uvicorn
+async def app(scope, receive, send):
+    while (await receive()).get("more_body"):
+        pass
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"3000")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b" " * 3000})
+class Said(uvicorn.Server):
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        print(f":{self.servers[0].sockets[0].getsockname()[1]} serves", file=sys.stderr, flush=True)
+options = {"loop": "uvloop", "http": "httptools", "lifespan": "off", "access_log": False, "log_level": "error"}
+Said(uvicorn.Config(app, port=0, **options)).run()
+"""
+
+
+def run(items: int = ITEMS, seconds: float = SECONDS, rounds: int = ROUNDS) -> None:
+    with scratch() as folder:
+        model = write_models(folder, items) / "a"
+        begun = time.perf_counter()
+        with server(model, "--state", "memory:"):
+            built = time.perf_counter() - begun
+        begun = time.perf_counter()
+        with (
+            server(model, "--state", f"sqlite:///{folder / 'states.db'}") as (port, served),
+            process(_ECHO) as (echoing, _),
+        ):
+            ready = time.perf_counter() - begun
+            found = asyncio.run(_measured(port, echoing, items, seconds, rounds))
+            memory = served.memory_info().rss / 1e6
+    figures = {"items": items, "ready_s": ready, "built_s": built, "rss_mb": memory, **found}
+    rows = [
+        [name, *(f"{one[part]:,.1f}" for part in ("p50", "p90", "p99", "p99.9", "echo_p50")), str(one["errors"])]
+        for name, one in found["asked"].items()
+    ]
+    over = found["overload"]
+    notes = [
+        f"{items:,} items of the preset `strong`, untrained; k = 50; medians of {rounds} rounds of {seconds:g} s each.",
+        f"At {OVERLOAD:,.0f}/s: {over['answered']:,.0f}/s answered, {over['shed']:,.0f}/s refused with 503; the echo "
+        f"answers {over['echo']:,.0f}/s then. Ready after {ready:.1f} s with a kept index, {built:.1f} s with one to "
+        f"build; {memory:,.0f} MB of memory at the end.",
+        f"Ten million additions in a loop of Python took {found['additions_s']:.2f} s on this core meanwhile; some "
+        "0.5 s are usual: latencies are as slow as that.",
+    ]
+    columns = ["", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "echo p50 ms", "not 200"]
+    record("serving", figures, columns, rows, notes)
+
+
+async def _measured(port: int, echoing: int, items: int, seconds: float, rounds: int) -> dict[str, Any]:
+    ids = list(range(1, items + 1))
+
+    async def ask(port: int, kind: str, rate: float, seed: int) -> Latencies:
+        return await load(f"http://127.0.0.1:{port}", Load(rate, seconds, kind, seed=seed), ids)
+
+    await ask(port, "observe", 50.0, 99)
+    asked: dict[str, list[dict[str, float]]] = {}
+    additions, over = [], []
+    for number in range(rounds):
+        additions.append(_additions())
+        for kind, rate in ASKED:
+            mine, echo = await ask(port, kind, rate, number), await ask(echoing, kind, rate, number)
+            figures = {**mine.as_json()["milliseconds"], "echo_p50": echo.as_json()["milliseconds"]["p50"]}
+            asked.setdefault(f"{kind}, {rate:,.0f}/s", []).append({**figures, "errors": mine.errors})
+        mine, echo = await ask(port, "observe", OVERLOAD, number), await ask(echoing, "observe", OVERLOAD, number)
+        shed = mine.statuses[503] / mine.took
+        answered, echoed = (len(one.seconds) / one.took for one in (mine, echo))
+        over.append({"answered": answered, "shed": shed, "echo": echoed})
+    return {
+        "asked": {name: _medians(each) for name, each in asked.items()},
+        "overload": _medians(over),
+        "additions_s": statistics.median(additions),
+    }
+
+
+def _medians(each: list[dict[str, float]]) -> dict[str, float]:
+    found = {name: statistics.median(one[name] for one in each) for name in each[0]}
+    return {**found, **({"errors": sum(one["errors"] for one in each)} if "errors" in found else {})}
+
+
+def _additions() -> float:
+    """Seconds that say how fast this machine is just now."""
+    begun, total = time.perf_counter(), 0
+    for number in range(10_000_000):
+        total += number
+    return time.perf_counter() - begun
