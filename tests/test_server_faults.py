@@ -28,7 +28,7 @@ class Hasty(Server):
     """Gives a request a second and a half, and has room for some hundred connections."""
 
     PROGRAM = (
-        f"import hiertcn.server as s; s.SLOW = 1.5; import hiertcn.serving as s; s.CONNECTIONS = 60; {Server.PROGRAM}"
+        f"import hiertcn.incoming as s; s.SLOW = 1.5; import hiertcn.serving as s; s.CONNECTIONS = 60; {Server.PROGRAM}"
     )
 
 

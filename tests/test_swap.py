@@ -84,7 +84,7 @@ def test_every_answer_is_of_one_model_and_all_that_was_told(root: Path) -> None:
         assert said.status == 200
         by = said.body["model"][0]
         assert said.body["model"] == f"{by}-{alone[by].digest.hex()}"
-        known = any(event["item_id"] in alone[by]._ids for event in events)
+        known = any(alone[by].knows(event["item_id"]) for event in events)
         assert said.body["source"] == ("model" if known else "cold")
         if known:
             assert items_of(said) == expected(alone[by], events)
