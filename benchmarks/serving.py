@@ -14,7 +14,7 @@ from benchmarks.record import record, scratch
 from benchmarks.servers import process, server, write_models
 from hiertcn.loading import Latencies, Load, load
 
-ITEMS, SECONDS, ROUNDS, OVERLOAD = 200_000, 10.0, 3, 3_000.0
+ITEMS, SECONDS, ROUNDS, OVERLOAD = 200_000, 5.0, 3, 3_000.0
 # What is asked, and how often a second.
 ASKED = (("observe", 100.0), ("observe", 300.0), ("observe", 1_000.0), ("recommend", 300.0), ("recommend", 1_000.0))
 # Raw ASGI, with answers as long as those of 50 items.

@@ -206,6 +206,7 @@ def compared(cache: Cache, workshop: None) -> tuple[Path, dict[str, Any]]:
     return out, json.loads((out / "compare.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_losses_are_compared_among_what_was_shown(compared: tuple[Path, dict[str, Any]], cache: Cache) -> None:
     out, told = compared
     assert told["failures"] == {}
@@ -236,6 +237,7 @@ def evaluation(name: str, out: Path, cache: Cache) -> Evaluation:
     return evaluate_model(model, cache.catalog, cache, "test", candidates="impressions")
 
 
+@pytest.mark.slow
 def test_what_is_not_among_what_was_shown_is_said(compared: tuple[Path, dict[str, Any]], cache: Cache) -> None:
     """Validation, and the check of soundness, are over the whole catalog."""
     out, told = compared
@@ -254,6 +256,7 @@ def test_what_is_not_among_what_was_shown_is_said(compared: tuple[Path, dict[str
         assert "all items of the catalog, before" not in text
 
 
+@pytest.mark.slow
 def test_another_choice_of_candidates_is_another_comparison(
     compared: tuple[Path, dict[str, Any]], cache: Cache, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
