@@ -74,8 +74,8 @@ class Latencies:
 class _Connection(asyncio.Protocol):
     """One request at a time."""
 
-    def __init__(self, free: deque[_Connection]) -> None:
-        self._free, self._buffer = free, bytearray()
+    def __init__(self) -> None:
+        self._buffer = bytearray()
         self.answered: asyncio.Future[int] | None = None
         self.transport: Any = None
 
@@ -93,11 +93,9 @@ class _Connection(asyncio.Protocol):
         if len(self._buffer) < end + 4 + length:
             return
         del self._buffer[: end + 4 + length]
-        self._answer(int(head[9:12]))
         if b"connection: close" in head:
             self.transport.close()
-        else:
-            self._free.append(self)
+        self._answer(int(head[9:12]))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._answer(0)
@@ -117,34 +115,37 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
         raise InputError(f"{url[:80]!r} is no address of a server; expected http://HOST:PORT. Give one.")
     requests = _requests(load, items, parts.netloc, key)
     free: deque[_Connection] = deque()
-    loop, host, port = asyncio.get_running_loop(), parts.hostname, parts.port or 80
-    opened = 0
+    room, loop, host, port = (
+        asyncio.Semaphore(CONNECTIONS),
+        asyncio.get_running_loop(),
+        parts.hostname,
+        parts.port or 80,
+    )
     seconds: list[float] = []
     statuses: Counter[int] = Counter()
 
+    async def connection() -> _Connection:
+        while free:
+            if not (found := free.popleft()).transport.is_closing():
+                return found
+        try:
+            return (await loop.create_connection(_Connection, host, port))[1]
+        except OSError as error:
+            raise StorageError(f"Nobody answers at {url}: {error}. Start `hiertcn serve RUN`.") from error
+
     async def ask(body: bytes, due: float) -> None:
-        nonlocal opened
-        while not free:
-            if opened < CONNECTIONS:
-                opened += 1
-                try:
-                    _, made = await loop.create_connection(lambda: _Connection(free), host, port)
-                except OSError as error:
-                    opened -= 1
-                    statuses[0] += 1
-                    if not seconds:
-                        raise StorageError(f"Nobody answers at {url}: {error}. Start `hiertcn serve RUN`.") from error
-                    return
-                free.append(made)
-            else:
-                await asyncio.sleep(0.001)
-        connection = free.popleft()
-        while connection.transport.is_closing() and free:
-            connection = free.popleft()
-        connection.answered = loop.create_future()
-        connection.transport.write(body)
-        status = await connection.answered
-        opened -= status == 0
+        async with room:
+            try:
+                on = await connection()
+            except StorageError:
+                statuses[0] += 1
+                if not seconds:
+                    raise
+                return
+            on.answered = loop.create_future()
+            on.transport.write(body)
+            status = await on.answered
+            free.append(on)
         statuses[status] += 1
         if status == 200:
             seconds.append(time.perf_counter() - due)
