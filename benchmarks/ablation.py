@@ -98,8 +98,8 @@ def run() -> None:
     ]
     notes.append(
         "Few passes favour what learns fast: what dropout, averaged weights, a falling rate, a normalisation or more "
-        "width bring over the many passes of the preset is not measured here. Vectors of co-visitation help and are not in "
-        'the preset, which trains from the log alone: `hiertcn embed`, then `--catalog` and `vectors = "both"`.'
+        "width bring over the many passes of the preset is not measured here. Vectors of co-visitation help and are "
+        'not in the preset, which trains from the log alone: `hiertcn embed`, then `--catalog` and `vectors = "both"`.'
     )
     record("ablation", figures, columns, rows, notes)
     described = ", ".join(f"{key} {value}" for key, value in machine().items())
