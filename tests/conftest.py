@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from logs import make_log
+from servers import Server
 from stores import RedisServer
 
 
@@ -33,6 +34,13 @@ def workshop() -> Iterator[None]:
             patch.setattr(module, "Workshop", KeptWorkshop)
         yield
     KeptWorkshop.leave()
+
+
+@pytest.fixture(scope="module")
+def server(run: Any) -> Iterator[Server]:
+    """A server of the module's `run`."""
+    with Server(run.path, "--state", "memory:") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

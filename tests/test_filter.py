@@ -47,12 +47,6 @@ def stock(run: Run) -> Stock:
     return Stock(Exported(run.path / FOLDER), MemoryStates())
 
 
-@pytest.fixture(scope="module")
-def server(run: Run) -> Iterator[Server]:
-    with Server(run.path, "--state", "memory:") as server:
-        yield server
-
-
 NOW = int(time.time())
 VALUES: dict[str, list[Any]] = {"colour": ["red", "blue", "green", "1=1; DROP"], "year": [2020, 2021, 1999]}
 FILTERS = st.fixed_dictionaries(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,12 +28,6 @@ from servers import Server
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return shop(tmp_path_factory.mktemp("runs") / "shop")
-
-
-@pytest.fixture(scope="module")
-def server(run: Run) -> Iterator[Server]:
-    with Server(run.path, "--state", "memory:") as server:
-        yield server
 
 
 def test_a_person_is_chosen_and_their_sessions_are_seen(server: Server, opened: Open) -> None:

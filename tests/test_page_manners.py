@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,12 +32,6 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return shop(tmp_path_factory.mktemp("runs") / "shop")
-
-
-@pytest.fixture(scope="module")
-def server(run: Run) -> Iterator[Server]:
-    with Server(run.path, "--state", "memory:") as server:
-        yield server
 
 
 def test_texts_of_others_are_no_markup(server: Server, opened: Open) -> None:

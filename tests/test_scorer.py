@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hiertcn import scoring
 from hiertcn.retrieval import ExactIndex
 from hiertcn.scoring import Limits, Scorer, compared
 
@@ -27,6 +28,10 @@ class Boosting:
         boosted = (queries.shape[1] - SIZE) // 2
         rows = queries[:, SIZE : SIZE + boosted].astype(np.int64)
         return queries[:, :SIZE], rows, queries[:, SIZE + boosted :]
+
+    def score_rows(self, queries: Any, rows: np.ndarray) -> np.ndarray:
+        # Column j is row j + 1; of row 0, anything.
+        return np.take_along_axis(self.score(queries), np.maximum(rows - 1, 0), axis=1)
 
     def scores_of(self, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found = (self.vectors[rows] * vectors[:, None]).sum(2)
@@ -49,10 +54,20 @@ class Boosting:
     boosted=st.sampled_from((0, 1, BOOSTED)),
     up=st.sampled_from((-9.0, 0.5, 9.0)),
     hidden=st.sampled_from((0.0, 0.1, 0.9, 1.0)),
+    shut=st.sampled_from((None, 0.0, 0.3, 1.0)),
+    few=st.sampled_from((0, 5, 1_000)),
     seed=st.integers(0, 10**6),
 )
 def test_an_index_and_boosts_give_what_all_scores_give(
-    items: int, users: int, biased: bool, boosted: int, up: float, hidden: float, seed: int
+    items: int,
+    users: int,
+    biased: bool,
+    boosted: int,
+    up: float,
+    hidden: float,
+    shut: float | None,
+    few: int,
+    seed: int,
 ) -> None:
     random = np.random.default_rng(seed)
     model = Boosting(items, biased, seed)
@@ -61,16 +76,20 @@ def test_an_index_and_boosts_give_what_all_scores_give(
     best = np.argsort(-model.score(queries[:, :SIZE]), axis=1)[:, : BOOSTED // 2] + 1
     queries[:, SIZE : SIZE + boosted] = random.choice(np.append(0, best.ravel()), (users, boosted))
     queries[:, SIZE + boosted :] *= up
+    is_open = None if shut is None else random.random(items + 1) >= shut
     limits = []
     for user in range(users):
         out = np.flatnonzero(random.random(items + 1) < hidden)
         among = None if user % 2 else np.unique(random.integers(1, items + 1, 12))
-        limits.append(Limits(int(random.integers(1, 40)), out[out > 0], among))
+        limits.append(Limits(int(random.integers(1, 40)), out[out > 0], among, is_open))
     expected = Scorer(model).best(queries, limits)  # type: ignore[arg-type]
-    with ExactIndex(compared(model)) as index:  # type: ignore[arg-type]
+    # Of more candidates than `few`, an index is searched.
+    with ExactIndex(compared(model)) as index, pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
+        patch.setattr(scoring, "_FEW", few)
         found = Scorer(model, index).best(queries, limits)  # type: ignore[arg-type]
     for one, other, limit in zip(found, expected, limits, strict=True):
         assert not set(one.rows.tolist()) & set(limit.hidden.tolist())
+        assert is_open is None or is_open[one.rows].all()
         assert len(set(one.rows.tolist())) == len(one.rows) == len(other.rows)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
         if (np.diff(other.scores) < -1e-3).all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = run_of(tmp_path_factory.mktemp("runs") / "shop", HEARING, catalog_of("abcde"))
     export(run)
     return run
-
-
-@pytest.fixture(scope="module")
-def server(run: Run) -> Iterator[Server]:
-    with Server(run.path, "--state", "memory:") as server:
-        yield server
 
 
 def event(user: str, item: str, number: int, wait: int = 0, **more: Any) -> dict[str, Any]:

@@ -115,12 +115,8 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
         raise InputError(f"{url[:80]!r} is no address of a server; expected http://HOST:PORT. Give one.")
     requests = _requests(load, items, parts.netloc, key)
     free: deque[_Connection] = deque()
-    room, loop, host, port = (
-        asyncio.Semaphore(CONNECTIONS),
-        asyncio.get_running_loop(),
-        parts.hostname,
-        parts.port or 80,
-    )
+    loop, host, port = asyncio.get_running_loop(), parts.hostname, parts.port or 80
+    room = asyncio.Semaphore(CONNECTIONS)
     seconds: list[float] = []
     statuses: Counter[int] = Counter()
 

@@ -46,6 +46,9 @@ class Searchable(Scores, Protocol):
     vectors: Array
     bias: Array | None
 
+    def score_rows(self, queries: Array, rows: Ints) -> Array:
+        """float32 [T, C]: of queries [T, Q + 2J] with item rows [T, C], each query its own."""
+
     def scores_of(self, vectors: Array, rows: Ints) -> Array:
         """float32 [T, C]: without boosts, of vectors [T, Q] with item rows [T, C], each query its own."""
 
@@ -136,23 +139,18 @@ def _barring(limit: Limits, height: int) -> Limits:
     barred = np.ones(height, dtype=bool)
     barred[limit.among] = False
     barred[limit.hidden] = True
-    return Limits(limit.k, np.flatnonzero(barred))
+    return limit._replace(hidden=np.flatnonzero(barred), among=None)
 
 
 def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits]) -> list[Best]:
     """Of the rows `among` of each limit."""
-    vectors, boosted = _boosted(model, queries)
     rows = _padded([np.unique(limit.among[limit.allow(limit.among)]) for limit in limits])  # type: ignore[index,arg-type]
-    scores = _products(model, vectors, rows)
-    found = []
-    for at, limit in enumerate(limits):
-        own = boosted.rows[at]
-        place = np.minimum(np.searchsorted(own, rows[at]), max(len(own) - 1, 0))
-        known = own[place] == rows[at] if len(own) else np.zeros(len(place), dtype=bool)
-        scores[at, known] = boosted.scores[at, place[known]]
-        real = rows[at] < _NONE
-        found.append(_first(rows[at, real], scores[at, real], limit.k))
-    return found
+    real = rows < _NONE
+    scores = model.score_rows(queries, np.where(real, rows, 0))
+    return [
+        _first(rows[at, here], scores[at, here], limit.k)
+        for at, (limit, here) in enumerate(zip(limits, real, strict=True))
+    ]
 
 
 def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
