@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# A file's tests share what is costly to set up; tests/conftest.py says which files begin.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all lint format bench claims clean
 
@@ -9,10 +11,10 @@ demo: $(READY)
 	$(BIN)/hiertcn demo --out demo $(if $(LOG),--log "$(LOG)") $(ARGS)
 
 test: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest $(WORKERS) $(ARGS)
 
 test-all: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile -m "" $(ARGS)
+	$(BIN)/pytest $(WORKERS) -m "" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -68,6 +68,7 @@ def test_the_order_of_what_is_read_changes_nothing(events: Events, random: Any) 
 def test_observed_one_by_one_it_is_the_same_at_every_moment(events: Events, minutes: int) -> None:
     """The events of the first minutes are read at once, the others told."""
     events = sorted(events, key=lambda event: event[2])
+    asked = np.array([START + 3_000.0, START + 30 * 86_400.0]), np.array([1, 2])
     known = sum(time < (START // PERIOD + minutes) * PERIOD for _, _, time in events)
     whole, told_one = crowd(events), crowd(events[:known]) if known else Crowd(HORIZONS, CATALOG)
     for row, before, time in events[known:]:
@@ -76,6 +77,8 @@ def test_observed_one_by_one_it_is_the_same_at_every_moment(events: Events, minu
             dense(*told_one.at(now, after))[0], dense(*whole.at(now, after))[0], rtol=1e-5, atol=1e-6
         )
         told_one.observe(row, time, before)
+        # Nobody's question moves the clock of all: not far ahead, and not into the next period.
+        told_one.at(*asked)
 
 
 @settings(deadline=None)

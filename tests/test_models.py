@@ -162,7 +162,7 @@ class TestModelContract:
             for t in range(len(items))
             for other in {0, items[t] % CATALOG + 1} - {items[t]}
         ]
-        original, *others = in_batches(model, logged([PEOPLE[2], *changed])).split(len(items))
+        original, *others = in_batches(model, logged([PEOPLE[2], *changed], rows=len(changed) + 1)).split(len(items))
         later = False
         for scores, (_, those, _, _) in zip(others, changed, strict=True):
             t = next(t for t in range(len(items)) if those[t] != items[t])
@@ -179,14 +179,15 @@ class TestModelContract:
         moved = [(t, time) for t, last in zip(inner, latest, strict=True) for time in {times[t - 1], last} - {times[t]}]
         assert len(moved) > 10
         changed = [(user, items, [*times[:t], time, *times[t + 1 :]], part) for t, time in moved]
-        original, *others = in_batches(model, logged([PEOPLE[2], *changed])).split(len(items))
+        original, *others = in_batches(model, logged([PEOPLE[2], *changed], rows=len(changed) + 1)).split(len(items))
         for scores, (t, _) in zip(others, moved, strict=True):
             close(scores[: t + 1], original[: t + 1])
 
     def test_what_comes_later_changes_nothing(self, model: Model, logged: Log) -> None:
         user, items, times, part = PEOPLE[5]
         cuts = range(1, len(items), 3)
-        pieces = in_batches(model, logged([(user, items[:cut], times[:cut], part) for cut in cuts])).split([*cuts])
+        histories = [(user, items[:cut], times[:cut], part) for cut in cuts]
+        pieces = in_batches(model, logged(histories, rows=len(cuts))).split([*cuts])
         whole = in_batches(model, logged([PEOPLE[5]]))
         for cut, scores in zip(cuts, pieces, strict=True):
             close(scores, whole[:cut])

@@ -25,7 +25,9 @@ _STEEP = 10.0
 _BEGIN = 0.1
 # A repeat may be a hundred times as likely as any other item; a parameter moves by the learning rate a step.
 _FAST = 5.0
-_RECENT = 0.2
+# So large that what the person picked stays above what everybody did where there is too little to learn which counts
+# more: chosen by the validation parts of a log of 1,600 events, and one of 345,000, which it makes no difference to.
+_RECENT = 0.6
 
 
 class CrowdBoosts(nn.Module):

@@ -53,7 +53,8 @@ def compare(
     cache: LogFolder,
     out: Annotated[Path, typer.Option(help="The folder to write to; the same command goes on with it.")],
     models: Annotated[
-        str | None, typer.Option(help="Presets, popularity, last_items, max_item or TOML files, a,b,c; yours first.")
+        str | None,
+        typer.Option(help="Presets, models that learn nothing, TOML files: a,b,c; yours first. A wrong one lists all."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file that states the models, and any of the options below.")
