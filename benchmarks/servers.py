@@ -6,15 +6,19 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
 import polars as pl
 import psutil
+import torch
 
+from benchmarks.index import vectors_like_learned_ones
 from hiertcn.artifact import Run, write_run
 from hiertcn.catalog import Catalog
 from hiertcn.exporting import export
@@ -23,6 +27,8 @@ from hiertcn.settings import read_settings
 
 # The server on one core, who asks on another.
 _CORES = (0, 1)
+# Norms of trained vectors are some 1.2; those of the benchmark of indexes some 3.
+_SCALE = 0.4
 
 
 @contextmanager
@@ -47,14 +53,35 @@ def process(code: str, *arguments: Any) -> Iterator[tuple[int, psutil.Process]]:
             assert started.stderr is not None
             lines = iter(started.stderr.readline, "")
             port = next(int(found[1]) for line in lines if (found := re.search(r":(\d+) serves", line)))
+            # Nobody reads what it says later, and a full pipe would halt it.
+            Thread(target=deque, args=(lines, 0), daemon=True).start()
             yield port, psutil.Process(started.pid)
         finally:
             os.sched_setaffinity(0, cores)
             started.terminate()
 
 
+@contextmanager
+def largest(measure: Callable[[], int]) -> Iterator[list[int]]:
+    """The most that `measure` gave meanwhile, asked 20 times a second."""
+    found, over = [0], Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            found[0] = max(found[0], measure())
+
+    thread = Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
 def write_models(folder: Path, items: int, names: str = "a") -> Path:
-    """`folder`/models: for each letter of `names` an untrained model of the default preset, exported."""
+    """`folder`/models: for each letter of `names` a model of the default preset, exported. It is untrained, but its
+    item vectors lie as those of trained ones do, which is what an index is fast or slow by."""
     config, _ = read_settings("strong", None, {}, {})
     listed = {"item_id": np.arange(1, items + 1), "title": [None] * items, "link": [None] * items}
     kinds = {"item_id": pl.Int64, "title": pl.String, "link": pl.String, "train_events": pl.Int64}
@@ -64,6 +91,9 @@ def write_models(folder: Path, items: int, names: str = "a") -> Path:
         run = folder / f"run-{name}"
         run.mkdir()
         model = build(config, catalog.train_events, seed)
+        vectors = vectors_like_learned_ones(folder / "vectors.npy", items, seed)
+        with torch.no_grad():
+            model.get_parameter("items.weight").copy_(torch.from_numpy(vectors) * _SCALE)
         write_run(run, model, config, catalog, {"cache": {"path": "none", "fingerprint": "none"}, **facts})
         export(Run(run), folder / "models" / name)
     return folder / "models"

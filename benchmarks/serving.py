@@ -8,13 +8,18 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+import numpy as np
 
 from benchmarks.record import record, scratch
 from benchmarks.servers import process, server, write_models
 from hiertcn.loading import Latencies, Load, load
 
-ITEMS, SECONDS, ROUNDS, OVERLOAD = 200_000, 5.0, 3, 3_000.0
+ITEMS, SECONDS, ROUNDS = 200_000, 5.0, 3
+# More than can be answered; so many times what is answered then is too much, from more connections than may wait.
+MOST, TIMES, CROWD = 3_000.0, 3, 2_048
 # What is asked, and how often a second.
 ASKED = (("observe", 100.0), ("observe", 300.0), ("observe", 1_000.0), ("recommend", 300.0), ("recommend", 1_000.0))
 # Raw ASGI, with answers as long as those of 50 items.
@@ -57,9 +62,12 @@ def run(items: int = ITEMS, seconds: float = SECONDS, rounds: int = ROUNDS) -> N
     over = found["overload"]
     notes = [
         f"{items:,} items of the preset `strong`, untrained; k = 50; medians of {rounds} rounds of {seconds:g} s each.",
-        f"At {OVERLOAD:,.0f}/s: {over['answered']:,.0f}/s answered, {over['shed']:,.0f}/s refused with 503; the echo "
-        f"answers {over['echo']:,.0f}/s then. Ready after {ready:.1f} s with a kept index, {built:.1f} s with one to "
-        f"build; {memory:,.0f} MB of memory at the end.",
+        f"At most {over['most']:,.0f}/s are answered, by the echo {over['echo']:,.0f}/s. At {TIMES} times that, from "
+        f"{CROWD:,} connections: {over['answered']:,.0f}/s answered (p99 {over['p99']:,.0f} ms), {over['shed']:,.0f}/s "
+        f"refused with 503 (p99 {over['refused_p99']:,.0f} ms); p99 of 50/s before {over['before_p99']:,.0f} ms, right "
+        f"after {over['after_p99']:,.0f} ms.",
+        f"Ready after {ready:.1f} s with a kept index, {built:.1f} s with one to build; {memory:,.0f} MB of memory at "
+        "the end.",
         f"Ten million additions in a loop of Python took {found['additions_s']:.2f} s on this core meanwhile; some "
         "0.5 s are usual: latencies are as slow as that.",
     ]
@@ -70,8 +78,9 @@ def run(items: int = ITEMS, seconds: float = SECONDS, rounds: int = ROUNDS) -> N
 async def _measured(port: int, echoing: int, items: int, seconds: float, rounds: int) -> dict[str, Any]:
     ids = list(range(1, items + 1))
 
-    async def ask(port: int, kind: str, rate: float, seed: int) -> Latencies:
-        return await load(f"http://127.0.0.1:{port}", Load(rate, seconds, kind, seed=seed), ids)
+    async def ask(port: int, kind: str, rate: float, seed: int, connections: int = 256) -> Latencies:
+        asked = Load(rate, seconds, kind, seed=seed, connections=connections)
+        return await load(f"http://127.0.0.1:{port}", asked, ids)
 
     await ask(port, "observe", 50.0, 99)
     asked: dict[str, list[dict[str, float]]] = {}
@@ -82,14 +91,31 @@ async def _measured(port: int, echoing: int, items: int, seconds: float, rounds:
             mine, echo = await ask(port, kind, rate, number), await ask(echoing, kind, rate, number)
             figures = {**mine.as_json()["milliseconds"], "echo_p50": echo.as_json()["milliseconds"]["p50"]}
             asked.setdefault(f"{kind}, {rate:,.0f}/s", []).append({**figures, "errors": mine.errors})
-        mine, echo = await ask(port, "observe", OVERLOAD, number), await ask(echoing, "observe", OVERLOAD, number)
-        shed = mine.statuses[503] / mine.took
-        answered, echoed = (len(one.seconds) / one.took for one in (mine, echo))
-        over.append({"answered": answered, "shed": shed, "echo": echoed})
+        over.append(await _overloaded(ask, port, echoing, number))
     return {
         "asked": {name: _medians(each) for name, each in asked.items()},
         "overload": _medians(over),
         "additions_s": statistics.median(additions),
+    }
+
+
+async def _overloaded(
+    ask: Callable[..., Awaitable[Latencies]], port: int, echoing: int, number: int
+) -> dict[str, float]:
+    most, echo = await ask(port, "observe", MOST, number), await ask(echoing, "observe", MOST, number)
+    rate = len(most.seconds) / most.took
+    before = await ask(port, "observe", 50.0, 100 + number)
+    over = await ask(port, "observe", TIMES * rate, 200 + number, CROWD)
+    after = await ask(port, "observe", 50.0, 300 + number)
+    return {
+        "most": rate,
+        "echo": len(echo.seconds) / echo.took,
+        "answered": len(over.seconds) / over.took,
+        "shed": over.statuses[503] / over.took,
+        "p99": over.as_json()["milliseconds"]["p99"],
+        "refused_p99": 1000 * float(np.percentile(over.refusals, 99)) if len(over.refusals) else 0.0,
+        "before_p99": before.as_json()["milliseconds"]["p99"],
+        "after_p99": after.as_json()["milliseconds"]["p99"],
     }
 
 

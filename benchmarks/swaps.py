@@ -10,17 +10,14 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import psutil
 
 from benchmarks.record import record, scratch
-from benchmarks.servers import server, write_models
+from benchmarks.servers import largest, server, write_models
 from hiertcn.loading import Latencies, Load, load
 
 ITEMS, RATE, SWAPS, EVERY, ROLLBACKS, USERS = 200_000, 1_000.0, 100, 3.0, 10, 100_000
@@ -70,7 +67,7 @@ async def _measured(
     two = process.memory_info().rss / 1e6
     await load(url, Load(rate, min(seconds, 10.0), users=users, seed=1), ids)
     steady = await load(url, Load(rate, seconds, users=users, seed=2), ids)
-    with _peak(process) as peak:
+    with largest(lambda: process.memory_info().rss) as peak:
         swapping, changed = await asyncio.gather(
             load(url, Load(rate, seconds, users=users, seed=3), ids),
             _changed(port, ["ba"[number % 2] for number in range(swaps)], every),
@@ -117,21 +114,3 @@ def _asked(port: int, name: str | None) -> int:
         return connection.getresponse().status
     finally:
         connection.close()
-
-
-@contextmanager
-def _peak(process: psutil.Process) -> Iterator[list[int]]:
-    """The most bytes of memory meanwhile."""
-    found, over = [0], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.05):
-            found[0] = max(found[0], process.memory_info().rss)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
