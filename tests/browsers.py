@@ -119,12 +119,13 @@ def listed(page: Any, name: str) -> list[str]:
 def timeline(page: Any) -> list[list[str]]:
     """The names in each session, the latest session first."""
     sessions = region(page, "Sessions").locator(".timeline > li").all()
-    return [session.locator(".event").all_text_contents() for session in sessions]
+    return [session.locator(".event bdi").all_text_contents() for session in sessions]
 
 
 def picked(page: Any, *names: str) -> None:
     """Wait until these are what is in the latest session."""
-    expect(region(page, "Sessions").locator(".timeline > li").first.locator(".event")).to_have_text(list(names))
+    # Their names alone: a picture that is gone gives way to a letter, sooner or later.
+    expect(region(page, "Sessions").locator(".timeline > li").first.locator(".event bdi")).to_have_text(list(names))
 
 
 def kept(server: Server, user: str) -> list[list[str]]:

@@ -13,6 +13,14 @@ from logs import make_log
 from servers import Server
 from stores import RedisServer
 
+# What takes longest begins first, so that no process is left alone with it at the end.
+LONGEST = "learning models tuning comparison resume cli training boosts swap openapi recommender exported report plans"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -34,6 +42,17 @@ def workshop() -> Iterator[None]:
             patch.setattr(module, "Workshop", KeptWorkshop)
         yield
     KeptWorkshop.leave()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """An untrained model of five items, exported."""
+    from hiertcn.exporting import export
+    from people import FULL, catalog_of, run_of
+
+    run = run_of(tmp_path_factory.mktemp("runs") / "shop", FULL, catalog_of("abcde"))
+    export(run)
+    return run
 
 
 @pytest.fixture(scope="module")

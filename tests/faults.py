@@ -72,3 +72,72 @@ def failing_syncs(folder: Path) -> dict[str, str]:
     build = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"]
     subprocess.run(build, input=_SYNC, text=True, check=True)
     return {"LD_PRELOAD": str(library), "FAILING": str(folder / "failing")}
+
+
+# What fails, and how, stands in the file that FAULTS names: errors of writes and of syncs, milliseconds that a sync
+# takes, seconds that the wall clock is wrong.
+_PROCESS = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+static volatile long long none[4], *faults = none;
+__attribute__((constructor)) static void begin(void) {
+    int handle = open(getenv("FAULTS"), O_RDONLY);
+    void *found = mmap(0, sizeof none, PROT_READ, MAP_SHARED, handle, 0);
+    if (found != MAP_FAILED) faults = found;
+    close(handle);
+}
+#define REAL(name) static __typeof__(&name) real; if (!real) real = dlsym(RTLD_NEXT, #name)
+ssize_t pwrite64(int handle, const void *from, size_t count, off64_t at) {
+    REAL(pwrite64);
+    if (faults[0]) { errno = faults[0]; return -1; }
+    return real(handle, from, count, at);
+}
+int fdatasync(int handle) {
+    REAL(fdatasync);
+    if (faults[1]) { errno = faults[1]; return -1; }
+    if (faults[2]) usleep(1000 * faults[2]);
+    return real(handle);
+}
+int fsync(int handle) { return fdatasync(handle); }
+int clock_gettime(clockid_t id, struct timespec *found) {
+    REAL(clock_gettime);
+    int result = real(id, found);
+    if (id == CLOCK_REALTIME) found->tv_sec += faults[3];
+    return result;
+}
+"""
+
+
+class Faults:
+    """Of processes that are started with its environment, what the system does to them, changed while they run."""
+
+    NAMES = ("write", "sync", "delay", "clock")
+
+    def __init__(self, folder: Path) -> None:
+        if shutil.which("cc") is None:
+            pytest.skip("no C compiler, to build the library that lets calls of the system fail")
+        library, self._path = folder / "faults.so", folder / "faults"
+        build = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(library), "-ldl"]
+        subprocess.run(build, input=_PROCESS, text=True, check=True)
+        self._path.write_bytes(bytes(8 * len(self.NAMES)))
+        self.environment = {"LD_PRELOAD": str(library), "FAULTS": str(self._path)}
+
+    @contextmanager
+    def of(self, name: str, value: int) -> Iterator[None]:
+        """`write` and `sync`: a number of errno; `delay`: milliseconds; `clock`: seconds."""
+        self._set(name, value)
+        try:
+            yield
+        finally:
+            self._set(name, 0)
+
+    def _set(self, name: str, value: int) -> None:
+        with self._path.open("r+b") as file:
+            file.seek(8 * self.NAMES.index(name))
+            file.write(value.to_bytes(8, "little", signed=True))

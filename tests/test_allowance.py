@@ -77,13 +77,21 @@ def test_a_server_tells_who_writes_too_much_to_wait(exported: Path) -> None:
         assert "Send it again in" in said.body["results"][5]["error"]["message"]
         assert server.ask("GET", "/v1/users/u").body["events"] == 5
         body = json.dumps({"event": event("u", 9)}).encode()
-        head = b"POST /v1/observe HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        head = (
+            b"POST /v1/observe HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        )
         with server.open(head + b"content-length: %d\r\n\r\n" % len(body) + body) as opened:
             head = opened.recv(4096)
         assert head.startswith(b"HTTP/1.1 429")
         assert b"retry-after: 12" in head.lower() or b"retry-after: 11" in head.lower()
         assert server.post("/v1/recommend", {"user_id": "u"}).status == 200
-        assert b'hiertcn_events_total{status="limited"} 3.0' in server.ask("GET", "/metrics").body
+        # What is not stored costs none of it.
+        passing = [{**event("w", n), "consent": False} for n in range(8)]
+        passing += [{**event("w", n), "time": now - 500 * 86_400} for n in range(8)]
+        said = server.post("/v1/events", {"events": [*passing, *(event("w", n) for n in range(6))]})
+        found = ["not_stored"] * 8 + ["expired"] * 8 + ["applied"] * 5 + ["limited"]
+        assert [one["status"] for one in said.body["results"]] == found
+        assert b'hiertcn_events_total{status="limited"} 4.0' in server.ask("GET", "/metrics").body
     with Server(exported, "--state", "memory:", "--user-limit", 0) as server:
         said = server.post("/v1/events", {"events": [event("u", n) for n in range(1000)]})
         assert {one["status"] for one in said.body["results"]} == {"applied"}

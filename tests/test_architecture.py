@@ -26,7 +26,7 @@ FLOORS = {
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
           service messages keys measures loading bar journal replay userdata registry smoke deployment page
-          openapi reference allowance incoming itemdoors modeldoors pagedoors userdoors""",
+          openapi reference allowance incoming hosts itemdoors modeldoors pagedoors userdoors watchdog marker""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers choice feeds exported graphs online scoring eager
           served hearing ledger stock beside aside""",
@@ -39,7 +39,7 @@ FLOORS = {
           retrieval retrieval.approximate retrieval.exact retrieval.indexfile retrieval.protocol retrieval.qdrant
           retrieval.ranks retrieval.structures retrieval.table""",
     2: """sessions catalog ragged packing ranges sequences trends follows crowd losses negatives synth metrics filters
-          splits itemlist vectors impressions itemrows""",
+          splits itemlist vectors impressions itemrows skew""",
     1: "events columns options quarantine sources tables lines times config errors files",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
@@ -86,11 +86,13 @@ def imported(module: str) -> set[str]:
     return found
 
 
+@cache
 def own(module: str) -> set[str]:
     """Modules of the package, but for the package itself, that a module imports."""
     return {name.removeprefix("hiertcn.") for name in imported(module) if name.startswith("hiertcn.")}
 
 
+@cache
 def reached(module: str) -> set[str]:
     """The module and all that it imports, directly or not."""
     found, waiting = set(), [module]

@@ -266,6 +266,15 @@ def test_a_pointer_that_cannot_be_written_lets_nobody_take_over(root: Path) -> N
         assert answers(service) == deployment.current.name == "a"
 
 
+def test_a_swap_asked_for_twice_is_one(root: Path) -> None:
+    with deployed(root) as (deployment, service):
+        for _ in range(2):
+            asyncio.run(deployment.swap(service, "b"))
+            assert (deployment.current.name, deployment.previous) == ("b", "a")
+        asyncio.run(deployment.rollback(service))
+        assert answers(service) == deployment.current.name == "a"
+
+
 def test_a_model_that_was_written_again_takes_over_from_itself(root: Path) -> None:
     with deployed(root / "b", "b") as (deployment, service):
         before = deployment.current

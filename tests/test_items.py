@@ -209,6 +209,7 @@ BAD: dict[str, tuple[Stated, str]] = {
     "size": (Stated("x", [1.0]), "of size 1, expected 5"),
     "NaN": (Stated("x", [float("nan")] * DIM), "not finite"),
     "too large": (Stated("x", [1e39] * DIM), "not finite"),
+    "too large to be squared": (Stated("x", [1e8] * DIM), "so that its square is out of range"),
     "zero": (Stated("x", [0.0] * DIM), "zero"),
     "none": (Stated("x"), "new, and comes without a vector"),
     "words": (Stated("x", ["a"] * DIM), "no list of numbers"),  # type: ignore[list-item]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hiertcn.artifact import Run
-from hiertcn.door import Event
+from hiertcn.door import Ask, Event
 from hiertcn.errors import ArtifactError, InputError
 from hiertcn.models import CONFIGS, HierTCNConfig
 from hiertcn.recommender import LATENESS, Recommender
@@ -45,10 +47,16 @@ logs = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(logs, st.randoms(use_true_random=False), st.sampled_from(["full", "repeats", "hrnn"]), st.integers(1, 9))
-def test_order_within_the_lateness_and_repetition_change_nothing(
-    runs: dict[str, Run], log: list[tuple[str, str, float]], random: object, kind: str, together: int
+def any_order(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Runs a test on so many logs, each told in its own order, some at once."""
+    kinds = st.sampled_from(["full", "repeats", "hrnn"])
+    drawn = given(logs, st.randoms(use_true_random=False), kinds, st.integers(1, 9))
+    checks = [HealthCheck.function_scoped_fixture]
+    return lambda test: settings(max_examples=examples, deadline=None, suppress_health_check=checks)(drawn(test))
+
+
+def check_order_and_repetition(
+    runs: dict[str, Run], log: list[tuple[str, str, float]], random: Random, kind: str, together: int
 ) -> None:
     times = START + np.cumsum([wait for *_, wait in log])
     events = [
@@ -57,25 +65,38 @@ def test_order_within_the_lateness_and_repetition_change_nothing(
     ]
     clean = Recommender.load(runs[kind])
     assert [clean.observe(*event[:3], event_id=event.event_id) for event in events] == ["applied"] * len(events)
-    arriving = sorted(events, key=lambda event: event.time + random.uniform(0, LATENESS))  # type: ignore[attr-defined]
-    for event in random.sample(events, len(events) // 2):  # type: ignore[attr-defined]
-        arriving.insert(random.randint(0, len(arriving)), event)  # type: ignore[attr-defined]
-    # What is told again long after its session is a duplicate all the same; told first then, it would be late.
-    first = {event.event_id: arriving.index(event) for event in events}
-    newest = np.maximum.accumulate([event.time for event in arriving])
-    in_time = all(newest[at] - arriving[at].time <= LATENESS for at in first.values())
+    # None comes after one that is later by more than the lateness, and again at any time after it came.
+    arriving = sorted(events, key=lambda event: event.time + random.uniform(0, LATENESS))
+    for event in random.sample(events, len(events) // 2):
+        arriving.insert(random.randint(arriving.index(event) + 1, len(arriving)), event)
     rec = Recommender.load(runs[kind])
     statuses = []
     for begin in range(0, len(arriving), together):
         statuses += rec.observe_many(arriving[begin : begin + together])
-    if not in_time:
-        return
-    assert statuses.count("applied") == len(events)
-    assert statuses.count("duplicate") == len(arriving) - len(events)
+    first = [event not in arriving[:place] for place, event in enumerate(arriving)]
+    assert statuses == ["applied" if one else "duplicate" for one in first]
     assert facts(rec) == facts(clean)
-    for user in {event.user for event in events}:
+    users = sorted({event.user for event in events})
+    for user in users:
         np.testing.assert_allclose(rec.query(user), clean.query(user), atol=1e-5)
-        assert_alike(rec.recommend(user), clean.recommend(user))
+    asks = [Ask(user) for user in users]
+    for found, expected in zip(rec.recommend_many(asks), clean.recommend_many(asks), strict=True):
+        assert_alike(found, expected)
+
+
+@any_order(150)
+def test_order_within_the_lateness_and_repetition_change_nothing(
+    runs: dict[str, Run], log: list[tuple[str, str, float]], random: Random, kind: str, together: int
+) -> None:
+    check_order_and_repetition(runs, log, random, kind, together)
+
+
+@pytest.mark.slow
+@any_order(10_000)
+def test_they_change_nothing_of_10_000_logs(
+    runs: dict[str, Run], log: list[tuple[str, str, float]], random: Random, kind: str, together: int
+) -> None:
+    check_order_and_repetition(runs, log, random, kind, together)
 
 
 def test_many_people_at_once_are_each_alone(runs: dict[str, Run]) -> None:
@@ -163,6 +184,35 @@ def test_who_is_forgotten_comes_back_as_somebody_new(runs: dict[str, Run]) -> No
     assert rec.observe("u", "b", START + 10) == "expired"
     assert rec.observe("u", "c", START + 11) == clean.observe("u", "c", START + 11) == "applied"
     np.testing.assert_array_equal(rec.query("u"), clean.query("u"))
+
+
+def test_who_was_forgotten_for_longer_stays_so(runs: dict[str, Run]) -> None:
+    rec = Recommender.load(runs["full"])
+    for until in (START + 100, START + 10, None):
+        rec.delete("u", until=until)
+        assert rec.observe("u", "b", START + 100) == "expired"
+    assert rec.observe("u", "b", START + 101) == "applied"
+
+
+@pytest.mark.parametrize("kind", ["repeats", "hrnn"])
+def test_where_a_clock_stands_still_what_is_kept_has_an_end(
+    runs: dict[str, Run], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions of at most 1,000 and 4 events: kept unread are twice as many, or the least that is settled early."""
+    monkeypatch.setattr("hiertcn.online._MOST_UNREAD", 20)
+    rec = Recommender.load(runs[kind])
+    most = {"repeats": 2_000, "hrnn": 20}[kind]
+    for number in range(0, most + 300, 50):
+        assert (
+            rec.observe_many([Event("u", "abcde"[n % 5], START, f"e{n}") for n in range(number, number + 50)])
+            == ["applied"] * 50
+            or number > most
+        )
+    ((_, value),) = rec.states.scan()
+    state = UserState.from_bytes(value, rec.digest)
+    assert state.long_term is not None
+    assert 0 < state.unread <= most + 50
+    assert len(rec.recommend("u")) == 5
 
 
 def test_who_shares_a_store_hears_the_same_crowd(runs: dict[str, Run]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hiertcn import loading
 from hiertcn.errors import InputError, StorageError
 from hiertcn.loading import Latencies, Load, load
 
@@ -84,9 +83,8 @@ def test_so_many_connections_are_open_at_most_and_all_are_answered(monkeypatch: 
         await asyncio.sleep(0.02)
         return said(200)
 
-    monkeypatch.setattr(loading, "CONNECTIONS", 4)
     most: list[int] = []
-    found = asyncio.run(put(slow, Load(1_000, 0.1), most))
+    found = asyncio.run(put(slow, Load(1_000, 0.1, connections=4), most))
     assert (len(found.seconds), max(most)) == (100, 4)
 
 

@@ -148,7 +148,7 @@ def test_the_page_needs_nothing_from_elsewhere(server: Server) -> None:
     import base64
     import hashlib
 
-    with server.open(b"GET /docs HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n") as opened:
+    with server.open(b"GET /docs HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n") as opened:
         head = opened.recv(4096).decode()
     assert base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode() in head
     assert "default-src 'none'" in head
@@ -178,4 +178,4 @@ def test_whatever_is_asked_is_answered_as_stated(server: Server, key: tuple[str,
 @pytest.mark.slow
 def test_whatever_is_asked_of_20_000_requests(run: Run, key: tuple[str, Path], tmp_path: Path) -> None:
     with Patient(run.path, "--state", "memory:", "--keys", key[1], "--user-limit", 0) as server:
-        assert _fuzzed(server, key[0], tmp_path, "--max-examples", "5000") >= 20_000
+        assert _fuzzed(server, key[0], tmp_path, "--max-examples", "1800") >= 20_000

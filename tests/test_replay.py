@@ -31,15 +31,17 @@ from stores import STORES, opened
 WAITS = [0, 1, 60, LATENESS, GAP - 1, GAP, GAP + 1, 90_000]
 HEARING = HierTCNConfig(**SIZES, clock=True, trends=(0.5, 24.0), follows=(1.0,), repeats=5)
 HEARING_HORIZONS = Horizons((0.5, 24.0), (1.0,))
+# The last one of sessions that are cut.
+KINDS_RUN = ["full", "repeats", "hrnn", "hearing", "cut"]
 ITEMS = ["a", "b", "c", "d", "e", "unknown", "x"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     folder = tmp_path_factory.mktemp("runs")
-    kinds = {"full": FULL, "repeats": KINDS["repeats"], "hrnn": KINDS["hrnn"], "hearing": HEARING}
+    kinds = {"full": FULL, "repeats": KINDS["repeats"], "hrnn": KINDS["hrnn"], "hearing": HEARING, "cut": HEARING}
     return {
-        name: run_of(folder / name, config, catalog_of("abcde"), longest=4 if name == "hrnn" else 1000)
+        name: run_of(folder / name, config, catalog_of("abcde"), longest={"hrnn": 4, "cut": 3}.get(name, 1000))
         for name, config in kinds.items()
     }
 
@@ -55,7 +57,7 @@ def placed(log: list[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(events_of, st.sampled_from(["full", "repeats", "hrnn", "hearing"]), st.integers(0, 30), st.booleans(), st.data())
+@given(events_of, st.sampled_from(KINDS_RUN), st.integers(0, 30), st.booleans(), st.data())
 def test_a_log_in_bulk_is_its_events_one_by_one(
     runs: dict[str, Run], log: list[tuple[str, str, float]], kind: str, before: int, named: bool, data: st.DataObject
 ) -> None:

@@ -9,25 +9,17 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from hiertcn.artifact import Run
 from hiertcn.errors import InputError
-from hiertcn.exporting import export
 from hiertcn.keys import new_key
 from hiertcn.recommender import Recommender
 from hiertcn.serving import check_bind
-from people import FULL, catalog_of, run_of
 from servers import Said, Server
 
 NOW = int(time.time())
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = run_of(tmp_path_factory.mktemp("runs") / "shop", FULL, catalog_of("abcde"))
-    export(run)
-    return run
 
 
 def event(user: str, item: str, number: int, wait: int = 0) -> dict[str, Any]:
@@ -140,11 +132,12 @@ BAD: list[tuple[bytes, int, str]] = [
 
 @pytest.mark.parametrize(("body", "status", "code"), BAD, ids=lambda given: str(given)[:40])
 def test_a_bad_request_is_told_what_is_wrong(server: Server, body: bytes, status: int, code: str) -> None:
-    begun = time.process_time()
+    process = psutil.Process(server.process.pid)
+    before = sum(process.cpu_times()[:2])
     said = server.post("/v1/recommend", body)
     assert (said.status, said.body["error"]["code"]) == (status, code), said
     assert 10 < len(said.body["error"]["message"]) < 600
-    assert time.process_time() - begun < 1
+    assert sum(process.cpu_times()[:2]) - before < 0.5
     assert server.post("/v1/recommend", {"user_id": "u"}).status == 200
 
 
@@ -159,9 +152,10 @@ def test_what_is_no_json_is_not_read(server: Server) -> None:
 
 
 def test_two_lengths_and_other_tricks_are_refused(server: Server) -> None:
+    head = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n"
     tricks = (
-        b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}   ",
-        b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        head + b"content-length: 6\r\n\r\n{}   ",
+        head + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
         b"\x16\x03\x01\x02\x00",
     )
@@ -172,9 +166,8 @@ def test_two_lengths_and_other_tricks_are_refused(server: Server) -> None:
 
 
 def test_a_body_that_is_longer_than_it_may_be_is_not_waited_for(server: Server) -> None:
-    head = (
-        b"POST /v1/events HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-    )
+    head = b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += b"transfer-encoding: chunked\r\n\r\n"
     with server.open(head) as opened:
         try:
             for _ in range(40):
@@ -277,9 +270,9 @@ def test_what_was_acknowledged_outlives_kills(run: Run, tmp_path: Path) -> None:
 
 def test_a_stop_waits_for_what_is_under_way_and_for_no_idler(run: Run) -> None:
     with Server(run.path, "--state", "memory:") as server:
-        idle = [server.open(b"POST /v1/events HTTP/1.1\r\nhost: x\r\n") for _ in range(20)]
+        idle = [server.open(b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\n") for _ in range(20)]
         body = json.dumps({"user_id": "u"}).encode()
-        head = b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         slow = server.open(head + f"content-length: {len(body)}\r\n\r\n".encode() + body[:5])
         time.sleep(0.3)
         server.process.terminate()

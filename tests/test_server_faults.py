@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,12 @@ import psutil
 import pytest
 
 from hiertcn.artifact import Run
-from hiertcn.exporting import export
 from hiertcn.keys import new_key
 from hiertcn.server import ROUTES
-from people import FULL, catalog_of, run_of
 from servers import Server
 
 NOW = int(time.time())
-HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 class Hasty(Server):
@@ -30,13 +30,6 @@ class Hasty(Server):
     PROGRAM = (
         f"import hiertcn.incoming as s; s.SLOW = 1.5; import hiertcn.serving as s; s.CONNECTIONS = 60; {Server.PROGRAM}"
     )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = run_of(tmp_path_factory.mktemp("runs") / "shop", FULL, catalog_of("abcde"))
-    export(run)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +141,13 @@ def test_one_id_with_another_event_changes_nothing(server: Server) -> None:
 def test_a_get_changes_nothing_and_is_told_what_may_be_done(server: Server) -> None:
     for door in ROUTES:
         for method in ("GET", "PUT", "PATCH", "POST", "OPTIONS"):
-            path = door.path.replace("{user_id:path}", "warm")
+            path = re.sub("{.*}", "warm", door.path)
             may = {other.method for other in ROUTES if other.path == door.path}
             if method in may:
                 continue
-            with server.open(f"{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()) as opened:
+            with server.open(
+                f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+            ) as opened:
                 head = opened.recv(4096).decode()
             assert head.startswith("HTTP/1.1 405"), (method, path)
             allow = next(line for line in head.splitlines() if line.startswith("allow: ")).removeprefix("allow: ")
@@ -166,9 +161,44 @@ def test_a_host_leads_nowhere(server: Server, host: str) -> None:
         said = f"GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
         with server.open(said.encode()) as opened:
             head = opened.recv(65536).decode()
-        assert head.startswith("HTTP/1.1 200" if path == "/livez" else "HTTP/1.1 404"), head
+        assert head.startswith("HTTP/1.1 400" if path == "/livez" else "HTTP/1.1 404"), head
         assert "location" not in head
         assert host not in head
+
+
+def test_no_page_of_another_host_gets_anything(server: Server) -> None:
+    for host in (f"localhost:{server.port}", "LOCALHOST", "127.0.0.1", f"[::1]:{server.port}"):
+        assert server.ask("GET", "/v1/users/warm", Host=host).status == 200
+    said = server.ask("GET", "/v1/users/warm", Host="evil.example")
+    assert (said.status, said.body["error"]["code"]) == (400, "unknown_host")
+    own, foreign = f"http://localhost:{server.port}", ("http://evil.example", "null", "http://[")
+    assert server.ask("DELETE", "/v1/users/nobody", Origin=own).status == 204
+    for page in foreign:
+        said = server.ask("DELETE", "/v1/users/warm", Origin=page)
+        assert (said.status, said.body["error"]["code"]) == (403, "foreign_page")
+        assert server.ask("GET", "/v1/users/warm", Origin=page).status == 200
+
+
+@pytest.mark.parametrize("begin", [b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: ", b"GET /", b"GET / HTTP/1.1\r\nx"])
+def test_headers_have_an_end(server: Server, begin: bytes) -> None:
+    """However they are cut, and whether one of them has no end or there are ever more."""
+    piece = b": a\r\nx" * 2_000 if begin.endswith(b"x") else b"a" * 10_000
+    with server.open(begin) as opened, suppress(ConnectionError):
+        for _ in range(40):
+            opened.sendall(piece)
+            time.sleep(0.001)
+        head = opened.recv(65536).decode()
+        assert head.startswith("HTTP/1.1 431"), head[:200]
+        assert json.loads(head.partition("\r\n\r\n")[2])["error"]["code"] == "head_too_long"
+    # One of 60 KB is none too long, and so is a body after a short one, again and again on one connection.
+    assert server.ask("GET", "/livez", x="a" * 60_000).status == 200
+    body = b'{"user_id": "u", "candidates": [' + b",".join([b'"a"'] * 25_000) + b"]}"
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=20)
+    for _ in range(3):
+        connection.request("POST", "/v1/recommend", body, {"content-type": "application/json"})
+        with connection.getresponse() as answer:
+            assert (answer.status, json.loads(answer.read())["error"]["field"]) == (422, "candidates")
+    connection.close()
 
 
 def test_paths_lead_nowhere(server: Server) -> None:
@@ -185,9 +215,9 @@ def test_paths_lead_nowhere(server: Server) -> None:
         "/docs/../openapi.json": 404,
         "http://evil.example/livez": 200,
     }.items():
-        with server.open(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode()) as opened:
+        with server.open(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()) as opened:
             assert opened.recv(4096).startswith(f"HTTP/1.1 {status}".encode()), path
-    for raw in (b"GET @evil HTTP/1.1\r\n\r\n", b"GET /%zz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"):
+    for raw in (b"GET @evil HTTP/1.1\r\n\r\n", b"GET /%zz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"):
         with server.open(raw) as opened:
             assert opened.recv(4096)[9:12] in (b"400", b"404")
 
@@ -218,7 +248,7 @@ SMUGGLED = [
 
 @pytest.mark.parametrize("lengths", SMUGGLED, ids=lambda one: one.decode()[:60].replace("\r\n", "; "))
 def test_a_request_of_doubtful_length_ends_the_connection(server: Server, lengths: bytes) -> None:
-    body = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+    body = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n"
     with server.open(HEAD % b"events" + lengths + b"\r\n\r\n" + body) as opened:
         found = b""
         with suppress(ConnectionResetError):
@@ -287,7 +317,7 @@ def test_no_more_files_to_open_is_no_end(run: Run) -> None:
     with Poor(run.path, "--state", "memory:") as server:
         with ExitStack() as stack:
             for _ in range(300):
-                stack.enter_context(server.open(b"GET /livez HTTP/1.1\r\nhost: x\r\n"))
+                stack.enter_context(server.open(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n"))
             assert server.process.poll() is None
 
         def answered() -> bool:

@@ -89,6 +89,34 @@ def test_what_waits_together_is_answered_as_one_by_one(run: Run) -> None:
         assert_alike(done[number].found, alone.recommend(f"u{number % 5}", 5))
 
 
+def test_of_many_events_no_batch_takes_so_many_that_it_seems_to_hang(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiertcn.service.EVENTS", 50)
+
+    class Counting(Failing):
+        def update(self, keys: Any, fn: Any) -> None:
+            super().update(keys, fn)
+            beats.add(service.beat)
+
+    states, beats = Counting(), set[float]()
+    works = [Work([pick(number)._replace(event_id=f"{one}-{number}") for number in range(50)]) for one in range(4)]
+
+    async def ask_behind_one(service: Service) -> list[Any]:
+        states.open.clear()
+        first = asyncio.ensure_future(service.do(Work([pick(0)])))
+        while service.waiting or not service.stuck:
+            await asyncio.sleep(0.001)
+        rest = [asyncio.ensure_future(service.do(work)) for work in works]
+        await asyncio.sleep(0)
+        states.open.set()
+        return [await first, *await asyncio.gather(*rest)]
+
+    with service_of(run, states) as service:
+        done = asyncio.run(ask_behind_one(service))
+        assert service.stuck == 0
+    assert len(beats) == 1 + len(works)
+    assert all(len(work.statuses) == 50 for work in done[1:])
+
+
 def damaged(run: Run, user: str, damage: Callable[[bytes], bytes]) -> MemoryStates:
     """A store of one user, whose state is damaged."""
     states = MemoryStates()
@@ -233,6 +261,30 @@ def test_a_server_that_takes_no_events_hears_of_others(run: Run, tmp_path: Path)
         while service.recommender.clock != START + 30 * 19 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert service.recommender.clock == START + 30 * 19
+
+
+def test_a_journal_that_cannot_be_heard_ends_no_server(run: Run) -> None:
+    """Its thread lives on, and goes on to hear and to answer."""
+
+    class Deaf(MemoryStates):
+        failed = False
+
+        def journal(self, after: int, most: int = 10_000) -> Any:
+            if threading.current_thread().name == "batches" and not self.failed:
+                self.failed = True
+                raise ArtifactError("a page of it is damaged")
+            return super().journal(after, most)
+
+    async def observed(service: Service) -> Work:
+        return await asyncio.wait_for(service.do(Work([pick(0)], Ask("u0"))), 20)
+
+    states = Deaf()
+    with service_of(run, states) as service:
+        deadline = time.monotonic() + 20
+        while not states.failed and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert states.failed
+        assert asyncio.run(observed(service)).statuses == ["applied"]
 
 
 @pytest.fixture(scope="module", params=["crowd", "repeats", "softmax, crowd", "impressions, l2", "unit, short field"])

@@ -114,7 +114,7 @@ def test_killed_in_a_swap_it_starts_with_the_one_or_the_other(root: Path) -> Non
     random, state = np.random.default_rng(0), f"sqlite:///{root}/states.db"
     events = picks(random, "u", 10)
     alone = {name: Recommender.load(served(root, name)) for name in "ab"}
-    (root / "states.db").touch()
+    (root / "states.db").touch(0o600)
     for life in range(5):
         with Server(root, "--state", state) as server:
             if not life:

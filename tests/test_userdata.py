@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 
 from hiertcn.artifact import Run
+from hiertcn.aside import set_aside
+from hiertcn.door import key_of
 from hiertcn.exporting import export
 from hiertcn.keys import new_key
+from hiertcn.messages import encoded
 from hiertcn.models import HierTCNConfig
 from hiertcn.recommender import LATENESS, Recommender
-from hiertcn.states import MemoryStates, UserState, mark_of
+from hiertcn.states import MemoryStates, Update, UserState, mark_of
 from hiertcn.userdata import stored_of
 from people import FULL, GAP, SIZES, START, catalog_of, run_of
 from servers import Server
@@ -68,6 +72,28 @@ def test_all_that_is_stored_is_told(run: Run) -> None:
         assert stored_of(states, "v") is None
 
 
+def test_what_is_damaged_is_told_as_it_is_and_forgotten_too(run: Run) -> None:
+    states = MemoryStates()
+    key = key_of("u")
+    with Recommender.load(run, states) as rec:
+        for damaged in ([b"<first>"], [b"<first>", b"<second>"]):
+            states.update([key], lambda _, damaged=damaged: Update([damaged[-1]]))
+            found = stored_of(states, "u")
+            assert found is not None
+            assert (found.damaged, found.events, found.long_term, found.model) == (damaged, [], None, None)
+            assert found.bytes == sum(map(len, damaged))
+            if len(damaged) == 1:
+                assert set_aside(states, [key], damaged[0]) == 1
+                assert (found := stored_of(states, "u")) is not None
+                assert (found.damaged, found.bytes) == (damaged, len(damaged[0]))
+        rec.delete("u", START)
+        gone = stored_of(states, "u")
+        assert gone is not None
+        assert gone.damaged == []
+        assert b"<" not in b"".join(value for _, value in states.scan())
+    assert json.loads(encoded(found))["damaged"] == ["PGZpcnN0Pg==", "PHNlY29uZD4="]
+
+
 def test_what_another_model_made_is_told_as_it_is(run: Run, tmp_path: Path) -> None:
     states = MemoryStates()
     other = run_of(tmp_path / "other", FULL, catalog_of("abcde"))
@@ -88,12 +114,12 @@ def test_an_admin_gets_it_over_http(run: Run, tmp_path: Path) -> None:
     path.write_text("".join(f'{role} = ["{digest}"]\n' for role, (_, digest) in made.items()))
     headers = {role: {"authorization": f"Bearer {key}"} for role, (key, _) in made.items()}
     with Server(run.path, "--state", "memory:", "--keys", path) as server:
-        server.post("/v1/events", {"events": [event("u", "a", 0), event("u", "b", 1, 5)]}, **headers["write"])
+        server.post("/v1/events", {"events": [event("u", "a", 0), event("u", "b", 1, -5)]}, **headers["write"])
         said = {role: server.ask("GET", "/v1/export/u", **header) for role, header in headers.items()}
         assert {role: one.status for role, one in said.items()} == {"read": 403, "write": 403, "admin": 200}
         body = said["admin"].body
-        assert [(one["item_id"], one["time"]) for one in body["events"]] == [("a", NOW), ("b", NOW + 5)]
-        assert body["events"][0]["event_mark"] == f"{mark_of('u-0'):016x}"
+        assert [(one["item_id"], one["time"]) for one in body["events"]] == [("b", NOW - 5), ("a", NOW)]
+        assert body["events"][1]["event_mark"] == f"{mark_of('u-0'):016x}"
         assert server.ask("GET", "/v1/export/nobody", **headers["admin"]).status == 404
 
 

@@ -38,3 +38,8 @@ class Allowance:
         if len(self._whole) > self._users:
             self._whole.popitem(last=False)
         return 0
+
+    def give_back(self, user: str) -> None:
+        """One event that was taken was none."""
+        if user in self._whole:
+            self._whole[user] -= self._each

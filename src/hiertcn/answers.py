@@ -22,7 +22,7 @@ class Recommendation(NamedTuple):
 class Kept(NamedTuple):
     """Of a user: the items and times (seconds) of the sessions that are kept, and the bytes of all that is stored."""
 
-    sessions: list[tuple[list[str], list[float]]]
+    sessions: list[tuple[list[Id], list[float]]]
     size: int
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["forget_aside", "is_aside", "set_aside"]
+__all__ = ["aside_of", "forget_aside", "is_aside", "set_aside"]
 
 from collections.abc import Collection
 
@@ -24,9 +24,15 @@ def set_aside(store: StateStore, keys: Collection[bytes], value: bytes) -> int:
     return len(of)
 
 
+def aside_of(store: StateStore, key: bytes) -> bytes | None:
+    """What was set aside of a user, last."""
+    (value,) = store.get([_BEFORE + key])
+    return value
+
+
 def forget_aside(store: StateStore, key: bytes) -> None:
     """Forget what was set aside of a user."""
-    if store.get([_BEFORE + key])[0] is not None:
+    if aside_of(store, key) is not None:
         store.forget(_BEFORE + key)
 
 

@@ -61,9 +61,4 @@ def _latest_first(popular: Scores, rows: Ints) -> Scores:
 
 
 def _named(stock: Stock, scores: Scores, limits: Limits, source: str) -> list[Recommendation]:
-    assert limits.open is not None
-    best = best_of(scores[: len(limits.open) - 1], limits)
-    return [
-        Recommendation(stock.id(row), score, stock.title(row), source)
-        for row, score in zip(best.rows.tolist(), best.scores.tolist(), strict=True)
-    ]
+    return stock.named(best_of(scores, limits), source)

@@ -87,6 +87,11 @@ class Catalog:
         # `int` takes more than a log does: "1_7", " 17 ", digits of other scripts.
         return int(item_id) if not isinstance(item_id, str) or _WHOLE.fullmatch(item_id) else None
 
+    def typed(self, item_id: str) -> str | int:
+        """An id of the log, of which the text is known, in the type the log has; one that can't be of it as it is."""
+        found = self.coerce(item_id)
+        return item_id if found is None else found
+
     def order(self, item_id: str) -> tuple[int, str]:
         """By which ids of the log's type come in the order that a log is prepared in; others come first."""
         if self._texts:

@@ -85,7 +85,10 @@ class Deployment:
     async def swap(self, service: Service, name: str, allow_shrink: bool = False) -> None:
         """Let the model `name` answer what `service` is asked from now on. Raises NotSwapped."""
         with self._turn():
-            await self._take_over(service, await _apart(lambda: self._opened(name, allow_shrink)))
+            found = await _apart(lambda: self._opened(name, allow_shrink))
+            # A client that asks again is to find the model before it where it was.
+            if found is not self.current:
+                await self._take_over(service, found)
 
     async def rollback(self, service: Service) -> None:
         """Let the model before the current one answer again. Raises NotSwapped."""
@@ -110,7 +113,10 @@ class Deployment:
                 f"{folder} is a run that was not exported as it is now. Call `hiertcn export {folder}` where torch is "
                 "installed, then swap."
             )
-        check_catalog(model, self.current.model, allow_shrink)
+        now = self.current
+        if (name, model.source, model.digest) == (now.name, now.model.source, now.model.digest):
+            return now
+        check_catalog(model, now.model, allow_shrink)
         self._release()
         found = self._deployed(name, model, tried=True)
         try:
@@ -160,8 +166,13 @@ class Deployment:
         _give_way()
         while not self._over.wait(_KEEPING_UP):
             if (spare := self._spare) is not None:
-                with suppress(StorageError):
+                try:
                     spare.recommender.listen()
+                except StorageError:
+                    # It is told to who asks for something.
+                    pass
+                except Exception:
+                    _log.exception("%s could not hear what others told", spare.name)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

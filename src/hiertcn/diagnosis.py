@@ -26,10 +26,11 @@ from hiertcn.quarantine import shown
 from hiertcn.recommender import LATENESS
 from hiertcn.retrieval import FORMS
 from hiertcn.served import Served, exported_of, served
-from hiertcn.server import RETENTION, SKEW
+from hiertcn.server import RETENTION
 from hiertcn.service import TOGETHER, WAITING
 from hiertcn.serving import CONNECTIONS
-from hiertcn.states import Durability, StateStore, UserState, open_states
+from hiertcn.skew import SKEW
+from hiertcn.states import Durability, SQLiteStates, StateStore, UserState, open_states
 from hiertcn.states.state import HISTORY, digest_in
 
 _PACKAGES = (
@@ -108,7 +109,7 @@ def _limits() -> dict[str, str]:
         "requests followed together": f"{TOGETHER:,}",
         "connections": f"{CONNECTIONS:,}",
         "lateness": f"{LATENESS:g} s, then an event is only remembered",
-        "ahead of the clock": f"{SKEW:,} s, then an event is invalid",
+        "ahead of the clock": f"{SKEW:,} s, taken as now, then an event is invalid",
         "retention": f"{RETENTION // _DAY:,} days, then an event is expired",
         "history": f"{HISTORY:,} events of a user, and as many event ids; more while they are not read",
         "journal": f"{KEPT:,} picks",
@@ -168,6 +169,13 @@ def _store(url: str, durability: Durability, model: Served | None, found: Diagno
     if store is None:
         return
     with store:
+        try:
+            # A large file is not read whole when it is opened.
+            if isinstance(store, SQLiteStates):
+                store.check()
+        except ArtifactError as error:
+            found.problems.append(str(error))
+            return
         found.facts["store"] = dict(store.facts())
         if found.facts["store"]["kind"] == "memory":
             found.problems.append("A store in memory keeps nothing when its server ends.")

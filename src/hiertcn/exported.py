@@ -256,7 +256,7 @@ class Exported:
         if (stated := self._stated.get("given")) is None:
             return None
         weight = self._table("given", stated["size"], self._reads.dim)
-        return Given(weight, np.dtype(np.float16 if stated["half"] else np.float32), self._reads.query)
+        return Given(weight, np.dtype(f"f{2 if stated['half'] else 4}"), self._reads.query, self.bias is not None)
 
     def _table(self, part: str, size: int, height: int | None = None) -> Vectors:
         """[n + 1, size], or of another height, checked to be that and finite."""

@@ -30,11 +30,12 @@ class Hearing:
     """The crowd of a model, None for one that reads none, as it goes on with what the store was told: of that, the last
     100,000 picks at least.
 
+    rule: when a session is over: after so many seconds, or events
     clock: seconds: when the last event of anybody was; None before the first one
     """
 
-    def __init__(self, store: StateStore, stock: _Stock, session_gap: float, crowd: Crowd | None) -> None:
-        self._store, self._stock, self._gap = store, stock, session_gap
+    def __init__(self, store: StateStore, stock: _Stock, rule: tuple[float, int], crowd: Crowd | None) -> None:
+        self._store, self._stock, (self._gap, self._longest) = store, stock, rule
         self._crowd, self._lock, self._heard, self._trimmed = crowd, threading.Lock(), 0, 0
         self.clock: float | None = None
 
@@ -67,13 +68,16 @@ class Hearing:
 
     def told(self, state: UserState, pick: Pick) -> bytes:
         """An entry of the journal: a pick that is in `state`, and what the same person picked before in the session."""
-        before, last = "", pick.time
-        place = state.times.index(pick.time)
-        for item, time in zip(state.items[:place][::-1], state.times[:place][::-1], strict=True):
-            if begins_session(time, last, self._gap):
+        times, items, known = state.times, state.items, None
+        begin = place = times.index(pick.time)
+        while begin and not begins_session(times[begin - 1], times[begin], self._gap):
+            begin -= 1
+            if known is None and self._stock.row(items[begin]):
+                known = begin
+            if known is not None and len(times) <= self._longest:
                 break
-            last = time
-            if self._stock.row(item):
-                before = item
-                break
+        else:
+            # Sessions that are too long were cut.
+            begin = place - (place - begin) % self._longest
+        before = items[known] if known is not None and known >= begin else ""
         return json.dumps([pick.time, pick.item, before]).encode()

@@ -118,11 +118,13 @@ class Given:
     """A model reads W v of an item that comes with v, and compares queries with v, zeros behind it.
 
     weight: W, float32 [D, G]     dtype: what the vectors are kept in     query: Q ≥ G
+    squared: whether half the square of v's length is taken off its scores
     """
 
     weight: Floats
     dtype: np.dtype[Any]
     query: int
+    squared: bool
 
     @property
     def size(self) -> int:
@@ -135,8 +137,11 @@ class Given:
             return f"of size {vector.size}, expected {self.size}"
         with np.errstate(over="ignore"):
             kept = vector.astype(self.dtype)
-        if not float(np.abs(kept).max()) <= _LARGEST:
+            largest = float(np.abs(kept).max())
+        if not largest <= _LARGEST:
             return "not finite"
+        if self.squared and float(np.square(kept, dtype=np.float64).sum()) / 2 > _LARGEST:
+            return f"as large as {largest:g}, so that its square is out of range"
         return None if kept.any() else "zero"
 
     def parts(self, vectors: Floats) -> tuple[Array, Array]:

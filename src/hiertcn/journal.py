@@ -52,7 +52,7 @@ class Journal:
     """Of `store`, as it stands now. times: int64 [N] of the log that is to be told, microseconds."""
 
     def __init__(self, store: StateStore, model: Served, times: Ints) -> None:
-        self._store, self._gap = store, model.session_gap
+        self._store, self._gap, self._longest = store, model.session_gap, model.max_session_events
         self._latest, self._known = _latest(store)
         # Earlier ones are not among the last.
         first = int(np.partition(times, -KEPT)[-KEPT]) if len(times) > KEPT else 0
@@ -73,7 +73,9 @@ class Journal:
         place = np.searchsorted(known, last, side="right") - 1
         goes_on = (last >= 0) & (place >= 0)
         found = np.where(goes_on, known[place] if len(known) else -1, -1)
-        goes_on &= found >= (start[last] if len(start) else 0)
+        begin = start[last] if len(start) else np.zeros_like(last)
+        # Sessions that are too long were cut.
+        goes_on &= found >= begin + (last + 1 - begin) // self._longest * self._longest
         goes_on &= ~begins_session(own[last] if len(own) else times, times, self._gap)
         return [state.items[at] if goes else "" for at, goes in zip(found.tolist(), goes_on.tolist(), strict=True)]
 

@@ -20,14 +20,13 @@ import numpy.typing as npt
 
 from hiertcn.errors import InputError, StorageError
 
-CONNECTIONS = 256
 PERCENTILES = (50, 90, 99, 99.9)
 
 
 @dataclass(frozen=True)
 class Load:
     """rate: requests a second. users: drawn among so many, the first ones often. kind: "observe", "recommend", or
-    "events", of `together` events each."""
+    "events", of `together` events each. connections: so many requests at most are under way; more wait for one."""
 
     rate: float
     seconds: float
@@ -35,17 +34,20 @@ class Load:
     users: int = 100_000
     k: int = 50
     together: int = 100
+    connections: int = 256
     seed: int = 0
 
 
 @dataclass
 class Latencies:
-    """Seconds of each request that was answered, from when it was due; answers by HTTP status, 0 for none."""
+    """Seconds of each request that was answered, from when it was due, and of each that was not, from when it was
+    sent; answers by HTTP status, 0 for none."""
 
     load: Load
     seconds: npt.NDArray[np.float64]
     statuses: Counter[int] = field(default_factory=Counter)
     took: float = 0.0
+    refusals: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     @property
     def errors(self) -> int:
@@ -116,8 +118,9 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
     requests = _requests(load, items, parts.netloc, key)
     free: deque[_Connection] = deque()
     loop, host, port = asyncio.get_running_loop(), parts.hostname, parts.port or 80
-    room = asyncio.Semaphore(CONNECTIONS)
+    room = asyncio.Semaphore(load.connections)
     seconds: list[float] = []
+    refusals: list[float] = []
     statuses: Counter[int] = Counter()
 
     async def connection() -> _Connection:
@@ -139,12 +142,15 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
                     raise
                 return
             on.answered = loop.create_future()
+            sent = time.perf_counter()
             on.transport.write(body)
             status = await on.answered
             free.append(on)
         statuses[status] += 1
         if status == 200:
             seconds.append(time.perf_counter() - due)
+        else:
+            refusals.append(time.perf_counter() - sent)
 
     begun = time.perf_counter()
     asked = []
@@ -154,7 +160,7 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
             await asyncio.sleep(wait)
         asked.append(asyncio.ensure_future(ask(body, due)))
     await asyncio.gather(*asked)
-    return Latencies(load, np.array(seconds), statuses, time.perf_counter() - begun)
+    return Latencies(load, np.array(seconds), statuses, time.perf_counter() - begun, np.array(refusals))
 
 
 def _requests(load: Load, items: Sequence[str | int], host: str, key: str | None) -> list[bytes]:

@@ -15,6 +15,7 @@ __all__ = [
     "ObserveRequest",
     "Problem",
     "Ranked",
+    "ReadyAnswer",
     "RecommendRequest",
     "Refused",
     "Result",
@@ -97,11 +98,13 @@ class EventsRequest(Struct, forbid_unknown_fields=True):
 
 
 class Result(Struct):
-    """What became of an event."""
+    """What became of an event. ahead: seconds that its time was ahead of the clock of the server, which took it as of
+    now."""
 
     event_id: str | None
     status: Outcome
     error: Fault | msgspec.UnsetType = msgspec.UNSET
+    ahead: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class EventsAnswer(Struct):
@@ -111,7 +114,8 @@ class EventsAnswer(Struct):
 
 
 class RecommendRequest(Struct, forbid_unknown_fields=True):
-    """as_of: the moment asked about; by default that of the last event of anybody."""
+    """as_of: the moment asked about, no earlier than the user's last event; by default that of the last event of
+    anybody."""
 
     user_id: Id
     k: K = 10
@@ -164,7 +168,7 @@ class ObserveAnswer(Struct):
 class SessionAnswer(Struct):
     """Of a session the events that are kept."""
 
-    items: list[str]
+    items: list[str | int]
     times: list[float]
 
 
@@ -176,6 +180,12 @@ class UserAnswer(Struct):
     events: int
     bytes: int
     idle_seconds: float | None
+
+
+class ReadyAnswer(Struct):
+    """Requests are taken; degraded: the store refused the last one that asked it."""
+
+    status: Literal["ready", "degraded"]
 
 
 class SwapRequest(Struct, forbid_unknown_fields=True):

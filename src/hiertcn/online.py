@@ -24,6 +24,8 @@ from hiertcn.states import UserState
 from hiertcn.streams import Ints, Stream
 
 Rows = npt.NDArray[np.int32]
+# Where a clock stands still no event would ever be late: of more than these, sessions that are over are settled.
+_MOST_UNREAD = 2_048
 
 
 class Known(Protocol):
@@ -166,11 +168,12 @@ class Online:
         return out
 
     def _settled(self, state: UserState) -> _Settled | None:
-        if not state.unread or state.times[state.read] >= state.times[-1] - self._lateness:
+        many = state.unread > max(_MOST_UNREAD, 2 * self._longest)
+        if not state.unread or not (many or state.times[state.read] < state.times[-1] - self._lateness):
             return None
         times = np.array(state.times[state.read :])
         begins = sessionize(np.array([0, len(times)]), times, self._gap, self._longest)[1:-1]
-        over = begins[times[begins] < times[-1] - self._lateness]
+        over = begins if many else begins[times[begins] < times[-1] - self._lateness]
         return _Settled(int(over[-1]), int(times[over[-1]])) if len(over) else None
 
     def _end(self, part: UserState) -> int | None:

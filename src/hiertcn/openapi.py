@@ -63,7 +63,11 @@ class Door:
         found |= {404, 422} if "{" in self.path else set()
         found |= {422} if self.query else set()
         found |= {503} if self.role else set()
-        found |= {401, 403} if self.role and keys else set()
+        if keys:
+            found |= {401, 403} if self.role else set()
+        else:
+            # By another name, or by a page of another host.
+            found |= {400} if self.method == "GET" else {400, 403}
         return sorted(found)
 
 

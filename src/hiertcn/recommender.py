@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ["Recommender"]
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +25,11 @@ from hiertcn.choice import allowed
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event, Id, Time, checked_id, checked_k, microseconds, pick_of
 from hiertcn.door import key_of as _key
-from hiertcn.errors import InputError
+from hiertcn.errors import ArtifactError, InputError
 from hiertcn.hearing import Hearing
 from hiertcn.online import Online
 from hiertcn.retrieval import Index
-from hiertcn.scoring import Best, Limits, Scorer, best_of
+from hiertcn.scoring import Limits, Scorer, best_of
 from hiertcn.served import Served, served
 from hiertcn.sessions import SECOND, sessionize
 from hiertcn.states import Pick, StateStore, Status, Update, UserState, open_states
@@ -74,7 +75,7 @@ class Recommender:
         self.stock = Stock(model, states, index)
         self._model = self.stock.model
         self._rule = model.session_gap, model.max_session_events
-        self._hearing = Hearing(states, self.stock, model.session_gap, crowd or model.crowd())
+        self._hearing = Hearing(states, self.stock, self._rule, crowd or model.crowd())
         self._online = Online(self._model, self.stock, *self._rule, lateness)
         self._scorer = Scorer(self._model, index)
 
@@ -248,8 +249,12 @@ class Recommender:
         return self._recommend([self._asked(ask._replace(exclude_seen=False, time=None), UserState())])[0]
 
     def delete(self, user: Id, until: Time | None = None) -> None:
-        """Forget all events of a user; those up to `until` that come later, too."""
-        forgotten = None if until is None else UserState(forgotten=microseconds(until)).to_bytes(self.digest)
+        """Forget all events of a user; those up to `until`, or an earlier call's, that come later, too."""
+        moments = [] if until is None else [microseconds(until)]
+        # One that is damaged is forgotten, too.
+        with suppress(ArtifactError):
+            moments += [at for at in (self._state(self.states.get([_key(user)])[0]).forgotten,) if at is not None]
+        forgotten = UserState(forgotten=max(moments)).to_bytes(self.digest) if moments else None
         self.states.forget(_key(user), forgotten)
         forget_aside(self.states, _key(user))
 
@@ -280,9 +285,8 @@ class Recommender:
         state = self._state(value)
         times = np.array(state.times, dtype=np.int64)
         offsets = sessionize(np.array([0, len(times)]), times, *self._rule)
-        return Kept(
-            [(state.items[a:b], (times[a:b] / SECOND).tolist()) for a, b in pairwise(offsets.tolist())], len(value)
-        )
+        items = list(map(self.stock.catalog.typed, state.items))
+        return Kept([(items[a:b], (times[a:b] / SECOND).tolist()) for a, b in pairwise(offsets.tolist())], len(value))
 
     def listen(self) -> None:
         """Hear what all that share the store were told since, of items and of picks."""
@@ -298,7 +302,9 @@ class Recommender:
 
     def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
         hears = self._hearing.hears
-        warm = {n: one for n, one in enumerate(asked) if (hears and one.moment) or len(self._rows(one.state.items))}
+        warm = {
+            n: one for n, one in enumerate(asked) if (hears and one.moment) or any(map(self.stock.row, one.state.items))
+        }
         limits = [Limits(one.k, one.hidden, one.among, self.stock.open) for one in asked]
         queries = self._queries(list(warm.values()), keys) if warm else None
         found = iter(() if queries is None else self._scorer.best(queries, [limits[n] for n in warm]))
@@ -306,9 +312,4 @@ class Recommender:
             (next(found), "model") if n in warm else (best_of(self.stock.popular, limit), "popular")
             for n, limit in enumerate(limits)
         ]
-        return [self._told(best, source) for best, source in out]
-
-    def _told(self, best: Best, source: str) -> list[Recommendation]:
-        rows = best.rows.tolist()
-        ids, titles = map(self.stock.id, rows), map(self.stock.title, rows)
-        return list(map(Recommendation, ids, best.scores.tolist(), titles, [source] * len(rows)))
+        return [self.stock.named(best, source) for best, source in out]

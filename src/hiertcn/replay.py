@@ -28,6 +28,7 @@ from hiertcn.journal import Journal, Told
 from hiertcn.online import Online
 from hiertcn.recommender import LATENESS
 from hiertcn.served import Served
+from hiertcn.skew import stated
 from hiertcn.states import Pick, StateStore, Status, Update, UserState, mark_of
 from hiertcn.stock import Stock
 from hiertcn.streams import Ints
@@ -201,8 +202,8 @@ class _Replay:
         """The state with the log's events, and what became of each."""
         if self._log.event_ids is not None or not state.times:
             return state.followed_by_all(picks, self._order)
-        stored = set(zip(state.items, state.times, strict=True))
-        known = [pick[:2] in stored for pick in picks]
+        stored = set(zip(state.items, map(stated, state.times), strict=True))
+        known = [(pick.item, stated(pick.time)) in stored for pick in picks]
         after, others = state.followed_by_all(
             [pick for pick, is_known in zip(picks, known, strict=True) if not is_known], self._order
         )

@@ -157,8 +157,8 @@ def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
     """float32 [T, Q], the vectors that an index is searched with; and [T, U], the rows that each query boosts, once
     each and ascending, with their scores. Where a query boosts fewer, _NONE and −inf stand at the end."""
     vectors, rows, boosts = model.parted(queries)
-    order = rows.argsort(axis=1, kind="stable")
-    rows, boosts = (np.take_along_axis(part, order, 1) for part in (rows, boosts))
+    order, each = rows.argsort(axis=1, kind="stable"), np.arange(len(rows))[:, None]
+    rows, boosts = rows[each, order], boosts[each, order]
     # What is boosted twice has the sum.
     last = np.append(rows[:, 1:] != rows[:, :-1], np.ones((len(rows), min(rows.shape[1], 1)), dtype=bool), axis=1)
     sums = np.cumsum(boosts, axis=1, dtype=np.float64)[last]
@@ -169,7 +169,7 @@ def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
     scores = _products(model, vectors, table)
     scores[table < _NONE] += sums[real]
     if model.bias is not None:
-        vectors = np.insert(vectors, vectors.shape[1], 1.0, axis=1)
+        vectors = np.concatenate([vectors, np.ones((len(vectors), 1))], axis=1)
     return np.ascontiguousarray(vectors, dtype=np.float32), Best(table, scores)
 
 
@@ -203,6 +203,9 @@ def _within(rows: Ints, others: Ints) -> npt.NDArray[np.bool_]:
 
 def best_of(scores: Array, limits: Limits) -> Best:
     """The best within `limits` by `scores` [n], column j of which is item row j + 1."""
+    if limits.open is not None:
+        # What was added meanwhile is not open yet.
+        scores = scores[: len(limits.open) - 1]
     rows = np.arange(1, len(scores) + 1) if limits.among is None else limits.among
     if limits.open is not None or len(limits.hidden):
         rows = rows[limits.allow(rows)]

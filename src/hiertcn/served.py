@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Served", "exported_of", "served"]
+__all__ = ["Extensible", "Served", "exported_of", "served"]
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,6 +45,16 @@ class Served(Reader, Scores, Protocol):
 
     def crowd(self) -> Crowd | None:
         """What everybody picked last in the log, to go on from; None for a model that does not read it."""
+
+
+class Extensible(Served, Protocol):
+    """A model that new items can be put to."""
+
+    def put(self, rows: Ints, vectors: npt.NDArray[np.float32]) -> None:
+        """Let items of `rows` [R] come with `vectors` [R, G]."""
+
+    def compared(self, rows: Ints) -> npt.NDArray[np.float32]:
+        """[R, Q]: what an index holds of `rows`."""
 
 
 def served(run: str | Path | Run) -> Served:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 __all__ = ["ROUTES", "Server"]
 
+import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from http import HTTPStatus
+from itertools import zip_longest
 from typing import Any
 
 import msgspec
@@ -21,8 +24,9 @@ from hiertcn import messages as m
 from hiertcn.allowance import Allowance
 from hiertcn.answers import Recommendation
 from hiertcn.deployment import Deployment
-from hiertcn.door import Ask, Event, checked_id, pick_of
+from hiertcn.door import Ask, Event, checked_id, microseconds, pick_of
 from hiertcn.errors import ArtifactError, InputError, StorageError
+from hiertcn.hosts import check_named
 from hiertcn.incoming import body_of, event_id_in
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
@@ -30,16 +34,20 @@ from hiertcn.openapi import JSON, Door, document
 from hiertcn.recommender import Recommender
 from hiertcn.reference import CSP, page
 from hiertcn.service import Overloaded, Service, Work
+from hiertcn.skew import SKEW, ahead_of, clamped
 
-SKEW = 120
 RETENTION = 400 * 86_400
+# Seconds in which something that waits should get on.
+STUCK = 5.0
+_AT_ONCE = 1 << 20
+_log = logging.getLogger(__name__)
 
 
 class Server:
     """The ASGI application of a service.
 
     now: the wall clock, seconds since 1970. allowance: of each user. deployment: of the service's recommender, where
-    another model may take over
+    another model may take over. hosts: the names by which alone it may be asked; None: by any
     """
 
     def __init__(
@@ -49,9 +57,10 @@ class Server:
         now: Callable[[], float] = time.time,
         allowance: Allowance | None = None,
         deployment: Deployment | None = None,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self.service, self.keys, self.now = service, keys or Keys(), now
-        self._allowance, self.deployment = allowance, deployment
+        self._allowance, self.deployment, self._hosts = allowance, deployment, hosts
         self.measures = Measures(lambda: service.waiting, lambda: service.set_aside)
         self.ready = True
         routes = [Route(door.path, self._endpoint(door), methods=[door.method]) for door in ROUTES]
@@ -67,26 +76,36 @@ class Server:
 
     def _endpoint(self, door: Door) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            begun = time.perf_counter()
+            begun, status = time.perf_counter(), 500
             try:
-                self._check_role(request, door.role)
-                given = None if door.takes is None else m.decoded(await body_of(request, door.body), door.takes)
-                found = await door.call(self, given, request)
-                answer = found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
-            except m.Refused as refused:
-                answer = _problem(refused.status, refused.fault, refused.retry)
-            except InputError as error:
-                answer = _problem(422, m.Fault("invalid", str(error)))
-            except Overloaded:
-                answer = _problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
-            except StorageError as error:
-                answer = _problem(503, m.Fault("store_unavailable", str(error)), retry=1)
-            except ArtifactError as error:
-                answer = _problem(503, m.Fault("state_damaged", str(error)))
-            self.measures.request(door.path, answer.status_code, time.perf_counter() - begun)
-            return answer
+                answer = await self._answer(door, request)
+                status = answer.status_code
+                return answer
+            finally:
+                self.measures.request(door.path, status, time.perf_counter() - begun)
 
         return endpoint
+
+    async def _answer(self, door: Door, request: Request) -> Response:
+        try:
+            if self._hosts is not None:
+                check_named(request, self._hosts)
+            self._check_role(request, door.role)
+            given = None if door.takes is None else await _decoded(await body_of(request, door.body), door.takes)
+            found = await door.call(self, given, request)
+            return found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
+        except m.Refused as refused:
+            return _problem(refused.status, refused.fault, refused.retry)
+        except InputError as error:
+            return _problem(422, m.Fault("invalid", str(error)))
+        except Overloaded:
+            return _problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
+        except StorageError:
+            # Where the store is, is told in the log alone.
+            return _problem(503, m.Fault("store_unavailable", "The store does not take it now."), retry=1)
+        except ArtifactError as error:
+            _log.warning("%s", error)
+            return _problem(503, m.Fault("state_damaged", "What is stored can't be read; the log says why."))
 
     def _check_role(self, request: Request, role: Role | None) -> None:
         if role is None or not len(self.keys):
@@ -98,26 +117,40 @@ class Server:
             raise m.Refused(403, "forbidden", f"The key may not do this; it takes one of the role {role}.")
 
     def _event(self, given: m.EventMessage) -> Event:
-        """Checked, so that it can spoil no batch. Raises Refused for a time that can't be, or a user who writes too
-        much, InputError for an id."""
+        """Checked, so that it can spoil no batch. Raises Refused for a time that can't be, InputError for an id."""
         now = self.now()
         if given.time > now + SKEW:
             raise m.Refused(422, "clock_skew", f"The time is {given.time - now:.0f} s ahead of the clock here.", "time")
-        event = Event(given.user_id, given.item_id, given.time, given.event_id, given.shown)
+        event = Event(given.user_id, given.item_id, clamped(given.time, now), given.event_id, given.shown)
         checked_id(event.user, "user")
         pick_of(event)
-        if self._allowance is not None and (wait := self._allowance.take(str(event.user))):
-            message = f"The user wrote {self._allowance.per_minute:,} events in a minute. Send it again in {wait} s."
-            raise m.Refused(429, "limited", message, retry=wait)
         return event
 
-    def _passed(self, given: m.EventMessage) -> m.Result | None:
-        """What becomes of an event that is not to be taken in, too old or without consent; None for any other."""
-        outcome: m.Outcome = "expired" if given.time < self.now() - RETENTION else "not_stored"
-        if outcome == "not_stored" and given.consent:
-            return None
+    def _passed(self, event: Event, given: m.EventMessage) -> m.Result | None:
+        """What becomes of an event that is not to be taken in, too old or without consent; None for any other. Raises
+        Refused for a user who writes too much: only what would be stored counts."""
+        old = given.time < self.now() - RETENTION
+        if old or not given.consent:
+            return self._became(event, "expired" if old else "not_stored")
+        if self._allowance is not None and (wait := self._allowance.take(str(event.user))):
+            limit = f"{self._allowance.per_minute:,} events in a minute"
+            raise m.Refused(429, "limited", f"The user wrote {limit}. Send it again in {wait} s.", retry=wait)
+        return None
+
+    def _became(self, event: Event, outcome: m.Outcome) -> m.Result:
         self.measures.event(outcome)
-        return m.Result(given.event_id, outcome)
+        return m.Result(event.event_id, outcome, ahead=ahead_of(microseconds(event.time)) or msgspec.UNSET)
+
+    async def _stored(self, work: Work) -> Work:
+        """What is not, as a duplicate, costs its user nothing."""
+        try:
+            await self.service.do(work)
+        finally:
+            if self._allowance is not None:
+                for event, status in zip_longest(work.events, work.statuses):
+                    if status not in ("applied", "late"):
+                        self._allowance.give_back(str(event.user))
+        return work
 
     def _check(self, ask: Ask) -> None:
         """So that it can spoil no batch. Raises InputError."""
@@ -128,9 +161,7 @@ class Server:
     def _result(self, work: Work, number: int) -> m.Result:
         event, status = work.events[number], work.statuses[number]
         assert work.by is not None
-        outcome: m.Outcome = "unknown_item" if status == "applied" and not work.by.knows(event.item) else status
-        self.measures.event(outcome)
-        return m.Result(event.event_id, outcome)
+        return self._became(event, "unknown_item" if status == "applied" and not work.by.knows(event.item) else status)
 
     async def events(self, given: m.EventsRequest, _: Request) -> m.EventsAnswer:
         """Take in up to 1,000 events, each of which counts once."""
@@ -141,7 +172,7 @@ class Server:
             try:
                 stated = m.decoded(raw, m.EventMessage)
                 event = self._event(stated)
-                if (passed := self._passed(stated)) is not None:
+                if (passed := self._passed(event, stated)) is not None:
                     results[number] = passed
                 else:
                     events.append(event)
@@ -152,7 +183,7 @@ class Server:
                 self.measures.event(outcome)
                 results[number] = m.Result(event_id_in(raw), outcome, fault)
         if events:
-            work = await self.service.do(Work(events))
+            work = await self._stored(Work(events))
             results |= {place: self._result(work, number) for number, place in enumerate(places)}
         return m.EventsAnswer([results[number] for number in range(len(given.events))])
 
@@ -175,14 +206,14 @@ class Server:
     async def observe(self, given: m.ObserveRequest, _: Request) -> m.ObserveAnswer:
         """Take in one event, then say what its user will pick next."""
         event = self._event(given.event)
-        clock = max(given.event.time, self._clock() or 0)
+        clock = max(min(given.event.time, self.now()), self._clock() or 0)
         ask = Ask(event.user, given.k, given.exclude_seen, clock, given.candidates, given.filter)
         self._check(ask)
-        if (passed := self._passed(given.event)) is not None:
+        if (passed := self._passed(event, given.event)) is not None:
             unstored = ask._replace(unstored=[event] if passed.status == "not_stored" else [])
             work = await self.service.do(Work(ask=unstored))
         else:
-            work = await self.service.do(Work([event], ask))
+            work = await self._stored(Work([event], ask))
         if passed is None and work.statuses[0] == "conflict":
             message = f"An event {given.event.event_id[:80]!r} with another item or time is known; it stays."
             raise m.Refused(409, "conflict", message, "event.event_id")
@@ -197,16 +228,15 @@ class Server:
 
     async def live(self, _: None, __: Request) -> Response:
         """Whether the process gets on."""
-        stuck = time.monotonic() - self.service.beat > 5 and self.service.waiting
-        if stuck:
-            raise m.Refused(503, "stuck", "What waits does not get on.")
+        if self.service.stuck > STUCK:
+            raise m.Refused(503, "stuck", f"What waits has not got on for {self.service.stuck:.0f} s.")
         return Response()
 
-    async def is_ready(self, _: None, __: Request) -> Response:
+    async def is_ready(self, _: None, __: Request) -> m.ReadyAnswer:
         """Whether requests are taken."""
         if not self.ready:
             raise m.Refused(503, "not_ready", "It is about to stop.")
-        return Response()
+        return m.ReadyAnswer("degraded" if self.service.failing else "ready")
 
     async def metrics(self, _: None, __: Request) -> Response:
         """Figures for Prometheus."""
@@ -249,6 +279,11 @@ ROUTES = (
     Door("GET", "/openapi.json", None, None, Server.openapi, media=JSON),
     Door("GET", "/docs", None, None, Server.docs, media="text/html"),
 )
+
+
+async def _decoded(body: bytes, kind: type[Any]) -> Any:
+    """Where it is long, apart: all other requests would wait for it."""
+    return m.decoded(body, kind) if len(body) <= _AT_ONCE else await asyncio.to_thread(m.decoded, body, kind)
 
 
 def _ranked(found: list[Recommendation]) -> list[m.Ranked]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 __all__ = ["Overloaded", "Service", "Work"]
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -26,7 +26,10 @@ from hiertcn.recommender import Recommender
 from hiertcn.states import Status, UserState
 from hiertcn.states.state import DamagedState
 
+_log = logging.getLogger(__name__)
 TOGETHER = 64
+# Of so many events one after another, a batch takes what nobody should wait for longer.
+EVENTS = 2_000
 WAITING = 512
 # Seconds after which it is asked what others who share the store were told.
 LISTENING = 1.0
@@ -66,14 +69,17 @@ _Step = Callable[[Recommender, Sequence[Work], dict[bytes, UserState]], None]
 class Service:
     """Of the recommender that is current when a batch begins. A context manager that ends its thread.
 
+    beat:      when the thread got on last, by time.monotonic
     set_aside: of how many users what was stored was found damaged
+    failing:   what the store refused when it was asked last
     """
 
     def __init__(self, recommender: Recommender, waiting: int = WAITING) -> None:
         self.recommender = recommender
         self._most, self._queue = waiting, deque[Work]()
         self._wake, self._closing, self._listened = threading.Condition(), False, float("-inf")
-        self.beat, self.set_aside = time.monotonic(), 0
+        self.beat, self.set_aside, self._begun = time.monotonic(), 0, 0
+        self.failing: set[_Step] = set()
         # By step, since a store that takes nothing in may still be read.
         self._shut: dict[_Step, _Shut] = {}
         self._thread = threading.Thread(target=self._run, name="batches", daemon=True)
@@ -83,6 +89,11 @@ class Service:
     def waiting(self) -> int:
         """Requests that are not begun."""
         return len(self._queue)
+
+    @property
+    def stuck(self) -> float:
+        """Seconds for which nothing got on; 0 where nobody asked for anything."""
+        return time.monotonic() - self.beat if self._queue or self._begun else 0.0
 
     async def do(self, work: Work) -> Work:
         """The work when it is done. Raises Overloaded if too much waits, and what it failed with."""
@@ -118,20 +129,34 @@ class Service:
                     return
                 if not self._queue:
                     self._wake.wait(LISTENING)
-                batch = [self._queue.popleft() for _ in range(min(TOGETHER, len(self._queue)))]
-            self.beat = time.monotonic()
+                batch = self._next()
+                self.beat, self._begun = time.monotonic(), len(batch)
             if self.beat - self._listened > LISTENING:
                 self._listen()
             if batch:
                 self._follow(batch)
+                self._begun = 0
                 # One call for a whole batch: each wakes the loop.
                 batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
 
+    def _next(self) -> list[Work]:
+        batch: list[Work] = []
+        events = 0
+        while self._queue and len(batch) < TOGETHER and events < EVENTS:
+            batch.append(self._queue.popleft())
+            events += len(batch[-1].events)
+        return batch
+
     def _listen(self) -> None:
         self._listened = self.beat
-        # A store that fails is told to who asks for something.
-        with suppress(StorageError):
+        try:
             self.recommender.listen()
+        except StorageError:
+            # It is told to who asks for something.
+            pass
+        except Exception:
+            # Whatever it is, those who wait have another answer than silence.
+            _log.exception("What others told could not be heard")
 
     def _follow(self, batch: Sequence[Work]) -> None:
         recommender = self.recommender
@@ -156,7 +181,11 @@ class Service:
         assert recommender is not None
         try:
             self._surely(step, recommender, works, known)
+            self.failing.discard(step)
         except StorageError as error:
+            if step not in self.failing:
+                _log.warning("%s", error)
+            self.failing.add(step)
             for work in works:
                 work.failed = error
             if (now := time.monotonic()) - begun > SLOW:

@@ -23,17 +23,38 @@ from hiertcn.exported import FOLDER, Exported
 from hiertcn.incoming import SLOW
 from hiertcn.served import exported_of
 from hiertcn.server import Server
+from hiertcn.watchdog import watch
 
 CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
 _SWITCH = 0.0005
+HEAD = 64 << 10
+"""Bytes of a request line and headers at most: they are put together piece by piece, which takes the square of it."""
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: 84\r\n\r\n"
+    b'{"error":{"code":"head_too_long","message":"The headers are longer than 64 KiB."}}\r\n'
+)
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP whose requests have to state themselves within some seconds."""
+    """HTTP whose requests have to state themselves within some seconds and bytes."""
 
     _deadline: asyncio.TimerHandle | None = None
+    # Bytes of a request that is not stated yet, None of one that is; and whether what came last began with another.
+    _head: int | None = 0
+    _mixed = False
+
+    def data_received(self, data: bytes) -> None:
+        self._mixed = False
+        super().data_received(data)
+        if self._head is None or self._mixed:
+            return
+        self._head += len(data)
+        if self._head > HEAD and not self.transport.is_closing():
+            self.transport.write(_TOO_LONG)
+            self.transport.close()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -45,7 +66,12 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
+        self._head = None
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._head, self._mixed = 0, True
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -70,6 +96,7 @@ class _Process(uvicorn.Server):
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
+        watch(self._server.service, asyncio.get_running_loop())
         if self.started:
             self._started(self.servers[0].sockets[0].getsockname()[1])
 
@@ -120,7 +147,7 @@ def online_form(run: Path, say: Callable[[str], None]) -> Exported:
 
 def serve(server: Server, host: str, port: int, started: Callable[[int], None]) -> None:
     """Answer at `port` (0: any that is free; `started` is told which) until a signal comes. What was acknowledged is
-    stored; what is under way has some seconds to end."""
+    stored; what is under way has some seconds to end. A server that hangs ends its process, see `watchdog`."""
     config = uvicorn.Config(
         server.app,
         host=host,

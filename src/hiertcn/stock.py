@@ -14,19 +14,20 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from hiertcn.answers import Recommendation
 from hiertcn.door import Id, checked_id, told
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.ledger import Item, Ledger
 from hiertcn.quarantine import EXAMPLES
 from hiertcn.retrieval import Index
-from hiertcn.served import Served
+from hiertcn.scoring import Best
+from hiertcn.served import Extensible, Served
 from hiertcn.states import StateStore
-from hiertcn.streams import Ints
 
 _log = logging.getLogger(__name__)
 # Of all items, how many may be withdrawn before somebody has to say that it is meant.
@@ -46,16 +47,6 @@ class Stated(NamedTuple):
     item: Id
     vector: Sequence[float] | None = None
     title: str | None = None
-
-
-class _Extensible(Served, Protocol):
-    """A model that new items can be put to."""
-
-    def put(self, rows: Ints, vectors: npt.NDArray[np.float32]) -> None:
-        """Let items of `rows` [R] come with `vectors` [R, G]."""
-
-    def compared(self, rows: Ints) -> npt.NDArray[np.float32]:
-        """[R, Q]: what an index holds of `rows`."""
 
 
 class Stock:
@@ -109,6 +100,14 @@ class Stock:
     def title(self, row: int) -> str | None:
         """For people."""
         return self._titles.get(row)
+
+    def named(self, best: Best, source: str) -> list[Recommendation]:
+        """The best items as they stand in the log, for people. source: of their scores."""
+        ids, title = self._ids, self._titles.get
+        rows, scores = best.rows.tolist(), best.scores.tolist()
+        return [
+            Recommendation(ids[row - 1], score, title(row), source) for row, score in zip(rows, scores, strict=True)
+        ]
 
     def stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[U, W]: rows, as a store keeps them: of an item that was added −1 − its number."""
@@ -273,7 +272,7 @@ class Stock:
                 self._unindexed.add(row)
             is_open[row] = opens
         if vectors:
-            cast(_Extensible, self.model).put(np.array(list(vectors)), np.stack(list(vectors.values())))
+            cast(Extensible, self.model).put(np.array(list(vectors)), np.stack(list(vectors.values())))
         self.open = is_open
         self._bring_up_index()
         self._added |= added
@@ -300,7 +299,7 @@ class Stock:
         found = rows[self.open[rows]]
         try:
             if len(found):
-                self._index.put(found, cast(_Extensible, self.model).compared(found))
+                self._index.put(found, cast(Extensible, self.model).compared(found))
             self._index.remove(rows[~self.open[rows]])
         except StorageError as error:
             _log.warning("Items that changed are not in the index yet: %s", error)

@@ -13,7 +13,7 @@ __all__ = ["MOST", "PERIOD", "Trends", "reined"]
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,14 @@ def reined(times: Floats) -> Floats:
     return np.minimum(times, ordered[-few - 1 :][far[0]]) if len(far) else times
 
 
+class _Risen(NamedTuple):
+    """most: int64 [H, K], the items that weigh most; picks: [H, K], their weights; added: [H, R], to what was picked"""
+
+    most: Ints
+    picks: Floats
+    added: Floats
+
+
 class Trends:
     """Nothing was picked yet. horizons: hours, increasing; items: of the catalog."""
 
@@ -52,6 +60,8 @@ class Trends:
         # The period that runs, and its picks.
         self._period = 0
         self._picked: list[int] = []
+        # What will be found when it ends, if somebody asked.
+        self._ended: _Risen | None = None
         # A pick far ahead of the others, and its period.
         self._held: tuple[int, int] | None = None
         # Whether there were snapshots before the first that is kept; it stands for them.
@@ -102,23 +112,28 @@ class Trends:
             self._go_to(period)
             if one:
                 self._picked.append(one)
+                self._ended = None
 
     def at(self, moments: Floats) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """int32 [N, H, K] item rows, 0 for none, and float32 [N, H, K], their weights, as known at `moments` [N]
         seconds."""
-        periods = moments // PERIOD
-        # To be asked about tomorrow does not make it tomorrow: only that the running period is over then.
-        if self._picked and periods.max(initial=0) > self._period:
-            self._go_to(self._period + 1)
-        if not len(self._periods):
-            shape = len(moments), *self._rows.shape[1:]
+        begins, rows, picks = self._periods, self._rows, self._picks
+        if self._picked and (moments // PERIOD).max(initial=0) > self._period:
+            # By then the running period is over. To be asked about tomorrow does not make it tomorrow.
+            if self._ended is None:
+                self._ended = self._risen(self._period + 1, *np.unique(self._picked, return_counts=True))
+            begins = np.append(begins, self._period + 1)
+            rows = np.append(rows, self._ended.most[None].astype(np.int32), axis=0)
+            picks = np.append(picks, self._ended.picks[None].astype(np.float32), axis=0)
+        if not len(begins):
+            shape = len(moments), *rows.shape[1:]
             return np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.float32)
-        found = np.searchsorted(self._periods, periods, side="right") - 1
-        age = np.where(found < 0, np.inf, moments - self._periods[found] * PERIOD)
+        found = np.searchsorted(begins, moments // PERIOD, side="right") - 1
+        age = np.where(found < 0, np.inf, moments - begins[found] * PERIOD)
         if self._forgot:
             found, age = np.maximum(found, 0), np.where(found < 0, 0.0, age)
         fade = np.exp(-age[:, None] / self._seconds).astype(np.float32)
-        return self._rows[found], self._picks[found] * fade[:, :, None]
+        return rows[found], picks[found] * fade[:, :, None]
 
     def _keep(self, periods: Ints) -> None:
         """Room for snapshots of the begins of `periods` [B]."""
@@ -131,7 +146,7 @@ class Trends:
         if period <= self._period:
             return
         if self._picked:
-            picked, self._picked = np.array(self._picked), []
+            picked, self._picked, self._ended = np.array(self._picked), [], None
             rows, picks = self._rows[1 - _KEPT :], self._picks[1 - _KEPT :]
             self._forgot |= len(rows) < len(self._rows)
             self._keep(np.append(self._periods[1 - _KEPT :], self._period + 1))
@@ -142,24 +157,30 @@ class Trends:
     def _count(self, snapshot: int, picked: Ints) -> None:
         """Fill a snapshot, which `picked` are the last picks before."""
         begin = int(self._periods[snapshot])
+        rows, counts = np.unique(picked, return_counts=True)
+        risen = self._risen(begin, rows, counts)
+        self._weights[:, rows] += risen.added
+        self._most, self._rows[snapshot], self._picks[snapshot] = risen.most, risen.most, risen.picks
+        self._period = max(self._period, begin)
+
+    def _risen(self, begin: int, rows: Ints, counts: Ints) -> _Risen:
+        """What the begin of a period finds where distinct `rows` [R] were picked `counts` [R] times since the last."""
         age = (begin - self._origin) * PERIOD / self._seconds
         if age.max() > _RANGE:
             self._weights *= np.exp(-age)[:, None]
             self._origin, age = begin, np.zeros(len(age))
         grown = np.exp(age)
-        rows, counts = np.unique(picked, return_counts=True)
         if (more := int(rows.max(initial=0)) + 1 - len(self._fresh)) > 0:
             # The catalog has grown.
             self._weights, self._fresh = np.pad(self._weights, ((0, 0), (0, more))), np.pad(self._fresh, (0, more))
-        self._weights[:, rows] += counts * grown[:, None]
         # Only what was picked can rise: the others keep their order.
         self._fresh[rows] = True
         kept = np.where(self._fresh[self._most], 0, self._most)
         self._fresh[rows] = False
         some = np.concatenate([kept, np.broadcast_to(rows, (len(kept), len(rows)))], axis=1)
-        found = np.take_along_axis(self._weights, some, 1)
+        found: Floats = np.take_along_axis(self._weights, some, 1)
+        added: Floats = counts.astype(np.float64) * grown[:, None]
+        found[:, kept.shape[1] :] += added
         order = np.lexsort((some, -found))[:, :MOST]
-        self._most = np.take_along_axis(some, order, 1)
-        self._rows[snapshot] = self._most
-        self._picks[snapshot] = np.take_along_axis(found, order, 1) / grown[:, None]
-        self._period = max(self._period, begin)
+        picks: Floats = np.take_along_axis(found, order, 1) / grown[:, None]
+        return _Risen(np.take_along_axis(some, order, 1), picks, added)

@@ -38,7 +38,8 @@ async def user(server: _Serving, _: None, request: Request) -> m.UserAnswer:
 
 async def export(server: _Serving, _: None, request: Request) -> UserData:
     """All that is stored of a user, in full."""
-    found = await asyncio.to_thread(stored_of, server.service.recommender.states, id_in_path(request, "user_id"))
+    recommender, user_id = server.service.recommender, id_in_path(request, "user_id")
+    found = await asyncio.to_thread(stored_of, recommender.states, user_id, recommender.stock.catalog.typed)
     if found is None:
         raise m.Refused(*_NOBODY)
     return found

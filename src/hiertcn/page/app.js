@@ -193,8 +193,9 @@ function forget() {
   const user = state.user;
   attempt(async () => {
     await ask("DELETE", `v1/users/${encodeURIComponent(user)}`);
-    // What comes in the same second would be forgotten, too; the server's clock may be told a second late.
+    // What comes in the same second is forgotten, too, and what is ahead of the clock counts as of now.
     state.last = now() + 1;
+    await new Promise((begun) => setTimeout(begun, state.last * 1000 - Date.now()));
     state.ranks = {};
     await refresh();
     say(`${user} is forgotten.`);

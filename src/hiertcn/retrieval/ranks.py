@@ -26,7 +26,8 @@ def ranked(rows: Rows, scores: Vectors, k: int) -> Found:
     """The first `k` of candidates [T, C], best first, filled up with row 0 and −inf where fewer are."""
     rows = np.where(np.isneginf(scores), 0, rows)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    each = np.arange(len(rows))[:, None]
+    rows, scores = rows[each, order], scores[each, order]
     if order.shape[1] < k:
         missing = ((0, 0), (0, k - order.shape[1]))
         rows, scores = np.pad(rows, missing), np.pad(scores, missing, constant_values=-np.inf)

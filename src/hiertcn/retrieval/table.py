@@ -52,6 +52,8 @@ class Snapshot:
         held = len(self.base)
         if not held:
             return np.asarray(self.side[slots])
+        if not len(self.side):
+            return self.base.take(slots, axis=0).astype(np.float32, copy=False)
         out = np.asarray(self.base[np.minimum(slots, held - 1)], dtype=np.float32)
         beyond = slots >= held
         out[beyond] = self.side[slots[beyond] - held]

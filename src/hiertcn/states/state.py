@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.errors import ArtifactError
+from hiertcn.skew import stated
 
 HISTORY = 128
 """Events that are kept of a user, and more where the long-term state has not read them yet."""
@@ -120,7 +121,7 @@ class UserState:
             return self, "expired"
         if pick.mark and pick.mark in self.marks:
             at = self.marks.index(pick.mark)
-            return self, "duplicate" if (self.items[at], self.times[at]) == pick[:2] else "conflict"
+            return self, "duplicate" if _alike(self.items[at], self.times[at], pick) else "conflict"
         place, key = bisect_left(self.times, pick.time), (order(pick.item), pick.mark)
         while place < len(self.times) and self.times[place] == pick.time:
             if (order(self.items[place]), self.marks[place]) > key:
@@ -160,7 +161,7 @@ class UserState:
             if self.forgotten is not None and pick.time <= self.forgotten:
                 statuses.append("expired")
             elif pick.mark in known:
-                statuses.append("duplicate" if known[pick.mark] == pick[:2] else "conflict")
+                statuses.append("duplicate" if _alike(*known[pick.mark], pick) else "conflict")
             else:
                 if pick.mark:
                     known[pick.mark] = pick[:2]
@@ -255,6 +256,10 @@ def digest_in(data: bytes) -> bytes:
 def _place(pick: Pick, order: Order) -> tuple[int, Any, int]:
     """What events are ordered by."""
     return pick.time, order(pick.item), pick.mark
+
+
+def _alike(item: str, time: int, pick: Pick) -> bool:
+    return item == pick.item and stated(time) == stated(pick.time)
 
 
 def _with(column: list[T], place: int, value: T) -> list[T]:

@@ -31,6 +31,7 @@ def serve(
     openly: Annotated[bool, typer.Option("--open", help="Bind any address without keys.")] = False,
     user_limit: Annotated[int, typer.Option(help="Events a minute of one user; 0: as many as come.", min=0)] = 600,
     durability: Annotated[str, typer.Option(help="fsync: acknowledged survives a power cut; os: a kill.")] = "fsync",
+    anew: Annotated[bool, typer.Option("--anew", help="Begin a store where the one before is gone.")] = False,
 ) -> None:
     """Recommend over HTTP: take in events, keep every user's state, answer with the next items.
 
@@ -39,7 +40,9 @@ def serve(
     """
     from hiertcn.allowance import Allowance
     from hiertcn.deployment import Deployment
+    from hiertcn.hosts import LOCAL
     from hiertcn.keys import Keys
+    from hiertcn.marker import check_kept, mark_kept
     from hiertcn.registry import Registry
     from hiertcn.server import Server
     from hiertcn.service import Service
@@ -52,13 +55,16 @@ def serve(
     registry = Registry(run)
     name = registry.first(model)
     first = online_form(registry.folder(name), say)
+    check_kept(state, first.path, anew, say)
     with (
         open_states(state, durability, say) as states,  # type: ignore[arg-type]
         Deployment(registry, name, first, index, states) as deployment,
         Service(deployment.current.recommender) as service,
     ):
+        mark_kept(state)
         allowance = Allowance(user_limit) if user_limit else None
-        server = Server(service, known, allowance=allowance, deployment=deployment)
+        hosts = None if len(known) or openly else {*LOCAL, host}
+        server = Server(service, known, allowance=allowance, deployment=deployment, hosts=hosts)
         serve_on(server, host, port, lambda at: say(f"http://{host}:{at} serves {first.path}"))
 
 

@@ -1,0 +1,36 @@
+"""By which names a server is asked, where it has no keys: else any page in a browser of this machine could ask it.
+
+A page may name its own host and let that lead here (DNS rebinding), and may send what needs no answer from anywhere.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LOCAL", "check_named"]
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+from hiertcn.messages import Refused
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def check_named(request: Request, hosts: Collection[str]) -> None:
+    """Raises Refused for a request that was sent to another host than `hosts`, or by a page of one."""
+    asked = [("//" + request.headers.get("host", ""), 400, "unknown_host", "asked by another name")]
+    if request.method != "GET" and "origin" in request.headers:
+        asked.append((request.headers["origin"], 403, "foreign_page", "asked by a page of another host"))
+    for url, status, code, how in asked:
+        try:
+            name = urlsplit(url).hostname
+        except ValueError:
+            name = None
+        if name not in hosts:
+            raise Refused(
+                status,
+                code,
+                f"The server was {how}; without keys it answers as {', '.join(sorted(hosts))} only. "
+                "Give it keys (--keys FILE), or choose --open.",
+            )
