@@ -123,6 +123,9 @@ BAD: list[tuple[bytes, int, str]] = [
     (b'{"user_id": "u", "k": 501}', 422, "invalid"),
     (b'{"user_id": "u", "k": 1e400}', 422, "invalid"),
     (b'{"user_id": "u", "kk": 1}', 422, "invalid"),
+    (b'{"user_id": "u", "extensions": 1}', 422, "invalid"),
+    (b'{"user_id": "u", "extensions": {"a": ' + b"[" * 100_000, 400, "invalid_json"),
+    (b'{"user_id": "u", "extensions": {"a": {"b": 1, "b": 2}}}', 400, "duplicate_key"),
     (b'{"user_id": "u", "as_of": 1.0}', 422, "invalid"),
     (b'{"user_id": "u", "as_of": ' + b"9" * 1_000_000 + b"}", 422, "invalid"),
     (b'{"user_id": "u", "candidates": ' + b"[" * 100_000, 422, "invalid"),
@@ -139,6 +142,23 @@ def test_a_bad_request_is_told_what_is_wrong(server: Server, body: bytes, status
     assert 10 < len(said.body["error"]["message"]) < 600
     assert sum(process.cpu_times()[:2]) - before < 0.5
     assert server.post("/v1/recommend", {"user_id": "u"}).status == 200
+
+
+def test_a_mistyped_field_is_told_those_that_there_are(server: Server) -> None:
+    said = server.post("/v1/observe", {"event": {"event_id": "e", "user": "u"}})
+    assert said.body["error"]["field"] == "event"
+    assert "`user`. It may have event_id, user_id, item_id, time, shown, consent" in said.body["error"]["message"]
+    said = server.post("/v1/events", {"events": [event("u", "a", 0) | {"Time": NOW}]})
+    assert "`Time`. It may have event_id," in said.body["results"][0]["error"]["message"]
+
+
+def test_what_a_client_adds_apart_is_not_read(server: Server) -> None:
+    added = {"extensions": {"trace": ["a", 1, {"k": None}]}}
+    given = event("extended", "a", 0)
+    said = server.post("/v1/observe", {"event": given | added} | added)
+    assert (said.status, said.body["result"]["status"]) == (200, "applied")
+    assert server.post("/v1/events", {"events": [given]}).body["results"][0]["status"] == "duplicate"
+    assert "trace" not in json.dumps(server.ask("GET", "/v1/export/extended").body)
 
 
 def test_what_is_no_json_is_not_read(server: Server) -> None:

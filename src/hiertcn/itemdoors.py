@@ -44,7 +44,7 @@ ItemStatus = Literal["added", "replaced", "withdrawn", "restored", "unknown_item
 Ids = Annotated[list[m.Id], Meta(max_length=MOST_ITEMS)]
 
 
-class ItemMessage(Struct, forbid_unknown_fields=True):
+class ItemMessage(m.Sent):
     """An item to add, or what is to replace a known one's. vector: computed as those of the catalog."""
 
     item_id: m.Id
@@ -52,20 +52,20 @@ class ItemMessage(Struct, forbid_unknown_fields=True):
     title: Annotated[str, Meta(max_length=1000)] | None = None
 
 
-class ItemsRequest(Struct, forbid_unknown_fields=True):
+class ItemsRequest(m.Sent):
     """Up to 1,000 items, each judged by itself."""
 
     items: Annotated[list[msgspec.Raw], Meta(max_length=MOST_ITEMS)]
 
 
-class WithdrawRequest(Struct, forbid_unknown_fields=True):
+class WithdrawRequest(m.Sent):
     """Up to 1,000 items. allow_shrink: even if more than half of all are withdrawn then."""
 
     items: Ids
     allow_shrink: bool = False
 
 
-class RestoreRequest(Struct, forbid_unknown_fields=True):
+class RestoreRequest(m.Sent):
     """Up to 1,000 items."""
 
     items: Ids

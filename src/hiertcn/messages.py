@@ -19,6 +19,7 @@ __all__ = [
     "RecommendRequest",
     "Refused",
     "Result",
+    "Sent",
     "SessionAnswer",
     "SwapRequest",
     "UserAnswer",
@@ -29,7 +30,7 @@ __all__ = [
 import json
 import re
 from itertools import islice
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
@@ -79,7 +80,14 @@ class Problem(Struct):
     error: Fault
 
 
-class EventMessage(Struct, forbid_unknown_fields=True):
+class Sent(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What clients send: a field that nobody knows is refused, as it may be a mistyped one. extensions: what a client
+    has to say beyond this; nothing reads it."""
+
+    extensions: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
+
+
+class EventMessage(Sent):
     """That a user picked an item. An event_id counts once. shown: what else was there to pick. consent: whether it may
     be stored; if not, the answer to this request alone reads it."""
 
@@ -91,7 +99,7 @@ class EventMessage(Struct, forbid_unknown_fields=True):
     consent: bool = True
 
 
-class EventsRequest(Struct, forbid_unknown_fields=True):
+class EventsRequest(Sent):
     """Up to 1,000 events, each judged by itself: what is no event is answered as invalid."""
 
     events: Annotated[list[msgspec.Raw], Meta(max_length=MOST_EVENTS, extra_json_schema=_EVENTS)]
@@ -113,7 +121,7 @@ class EventsAnswer(Struct):
     results: list[Result]
 
 
-class RecommendRequest(Struct, forbid_unknown_fields=True):
+class RecommendRequest(Sent):
     """as_of: the moment asked about, no earlier than the user's last event; by default that of the last event of
     anybody."""
 
@@ -125,7 +133,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
     as_of: Seconds | None = None
 
 
-class ObserveRequest(Struct, forbid_unknown_fields=True):
+class ObserveRequest(Sent):
     """One event, and then what its user will pick next."""
 
     event: EventMessage
@@ -188,7 +196,7 @@ class ReadyAnswer(Struct):
     status: Literal["ready", "degraded"]
 
 
-class SwapRequest(Struct, forbid_unknown_fields=True):
+class SwapRequest(Sent):
     """model: its name, that of a folder. allow_shrink: take one that lacks most of the items recommended now, too."""
 
     model: Annotated[str, Meta(min_length=1, max_length=100)]
@@ -214,6 +222,7 @@ class Refused(Exception):
         self.status, self.retry, self.fault = status, retry, Fault(code, message, field or msgspec.UNSET)
 
 
+_UNKNOWN = "Object contains unknown field"
 _NESTED = 400, "invalid_json", "The body is nested too deeply. Send a request as documented."
 _NO_TEXT = 422, "invalid_text", "The body holds text that is no UTF-8. Send UTF-8."
 _encoder = msgspec.json.Encoder()
@@ -234,7 +243,8 @@ def decoded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `")
         field = place.rstrip("`").removeprefix("$").lstrip(".") or None
-        raise Refused(422, "invalid", f"{message}.", field) from None
+        allowed = f" It may have {_fields(kind, field or '')}." if message.startswith(_UNKNOWN) else ""
+        raise Refused(422, "invalid", f"{message}.{allowed}", field) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)
         if "utf-8" in text.lower() or _halves(bytes(body)):
@@ -244,6 +254,13 @@ def decoded(body: bytes | msgspec.Raw, kind: type[T]) -> T:
         raise Refused(*_NESTED) from None
     _refuse_duplicates(bytes(body))
     return found
+
+
+def _fields(kind: Any, place: str) -> str:
+    """The names of the fields that an object at `place` of a request of `kind` may have."""
+    for name in place.split(".") if place else ():
+        kind = get_type_hints(kind)[name]
+    return ", ".join(field.encode_name for field in msgspec.structs.fields(kind))
 
 
 def _halves(body: bytes) -> bool:

@@ -58,7 +58,7 @@ class FoundItems(Struct):
     items: list[FoundItem]
 
 
-class BesideRequest(Struct, forbid_unknown_fields=True):
+class BesideRequest(m.Sent):
     """What other models would give a user."""
 
     user_id: m.Id

@@ -68,13 +68,16 @@ def serve(
         serve_on(server, host, port, lambda at: say(f"http://{host}:{at} serves {first.path}"))
 
 
-def key(role: Annotated[str, typer.Option(help="read, write or admin.")] = "write") -> None:
+def key(
+    role: Annotated[str, typer.Option(help="read, write or admin.")] = "write",
+    days: Annotated[int, typer.Option(min=0, max=36_500, help="So long it counts; 0: always.")] = 0,
+) -> None:
     """Make an API key, and the line that lets a server know it."""
     from hiertcn.keys import ROLES, new_key
 
     if role not in ROLES:
         raise InputError(f"--role is {role[:80]!r}; expected {', '.join(ROLES)}.")
-    made, digest = new_key()
+    made, digest = new_key(days)
     typer.echo(made)
     say(f'Keep it; it is stored nowhere. In the file for --keys: {role} = ["{digest}"]')
 
