@@ -33,8 +33,8 @@ _SCALE = 0.4
 
 @contextmanager
 def server(run: Path, *options: Any) -> Iterator[tuple[int, psutil.Process]]:
-    """The port of `hiertcn serve`, with faiss and no limit for users, and its process."""
-    asked = ["serve", run, "--port", 0, "--index", "faiss", "--user-limit", 0, *options]
+    """The port of `hiertcn serve`, with no limit for users, and its process."""
+    asked = ["serve", run, "--port", 0, "--user-limit", 0, *options]
     with process("from hiertcn.cli import main; main()", *asked) as found:
         yield found
 

@@ -26,7 +26,7 @@ FLOORS = {
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
           service messages keys measures loading bar journal replay userdata registry smoke deployment page
-          openapi reference allowance incoming hosts itemdoors modeldoors pagedoors userdoors watchdog marker""",
+          openapi reference allowance incoming hosts direct itemdoors modeldoors pagedoors userdoors watchdog marker""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers choice feeds exported graphs online scoring eager
           served hearing ledger stock beside aside""",
@@ -37,7 +37,7 @@ FLOORS = {
           models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var
           models.windowed
           retrieval retrieval.approximate retrieval.exact retrieval.indexfile retrieval.protocol retrieval.qdrant
-          retrieval.ranks retrieval.structures retrieval.table""",
+          retrieval.ranks retrieval.int8 retrieval.structures retrieval.table""",
     2: """sessions catalog ragged packing ranges sequences trends follows crowd losses negatives synth metrics filters
           splits itemlist vectors impressions itemrows skew""",
     1: "events columns options quarantine sources tables lines times config errors files",
@@ -57,7 +57,7 @@ ONLINE, OFFLINE = (
 # Modules that import within functions: torch is loaded by the verbs that need it, optional libraries where they are
 # asked for, and names when they are used.
 LAZY = {"cli", "verbs.catalogs", "verbs.comparisons", "verbs.exports", "verbs.runs", "verbs.servers", "verbs.states"}
-LAZY |= {"retrieval", "states", "served", "serving", ""}
+LAZY |= {"retrieval", "retrieval.approximate", "states", "served", "serving", ""}
 
 
 def name_of(path: Path) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hiertcn.retrieval import structures
-from hiertcn.retrieval.approximate import FaissIndex
+from hiertcn.retrieval.approximate import ApproximateIndex
 from indexes import asked, learned_vectors, plain_search, recall
 
 DIM = 4
@@ -28,7 +28,7 @@ class Churn(RuleBasedStateMachine):
         self.rng = np.random.default_rng(seed)
         vectors = self._vectors(items + 1)
         self.held = dict(enumerate(vectors[1:], 1))
-        self.index = FaissIndex(vectors, self.kind, beside=20)
+        self.index = ApproximateIndex(vectors, self.kind, beside=20)
 
     def _vectors(self, count: int) -> np.ndarray:
         return self.rng.integers(-3, 4, (count, DIM)).astype(np.float32)
@@ -92,7 +92,7 @@ def test_writes_of_while_it_is_built_anew_are_not_lost(monkeypatch: pytest.Monke
     begun, go = threading.Event(), threading.Event()
     plain = structures.build
 
-    with FaissIndex(vectors, "hnsw") as index:
+    with ApproximateIndex(vectors, "hnsw") as index:
 
         def build(*given: object) -> structures.Structure:
             begun.set()
@@ -124,7 +124,7 @@ def test_what_fails_in_the_background_leaves_the_old_one_in_use(
 ) -> None:
     vectors = learned_vectors(200, 8)
     query = asked(vectors, 1)
-    with FaissIndex(vectors, "hnsw", beside=10) as index:
+    with ApproximateIndex(vectors, "hnsw", beside=10) as index:
         with monkeypatch.context() as patch:
             patch.setattr(structures, "build", lambda *_: 1 // 0)
             index.put(rows(300, 320), np.linspace(30, 20, 20, dtype=np.float32)[:, None] * query)
@@ -141,7 +141,7 @@ def test_what_fails_in_the_background_leaves_the_old_one_in_use(
 def test_closing_ends_what_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structures, "_BLOCK", 1)
     vectors = learned_vectors(3_000, 8)
-    index = FaissIndex(vectors, "flat", beside=10)
+    index = ApproximateIndex(vectors, "flat", beside=10)
     index.put(rows(3_001, 3_020), vectors[1:20])
     index.close()
     assert not any(thread.name == "hiertcn-index" for thread in threading.enumerate())
@@ -150,7 +150,7 @@ def test_closing_ends_what_is_being_built(monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_old_answer_outlives_the_structure_it_came_of() -> None:
     """Vectors lie in the library's memory; who still reads them keeps it."""
     vectors = learned_vectors(5_000, 16)
-    index = FaissIndex(vectors, "hnsw")
+    index = ApproximateIndex(vectors, "hnsw")
     base = index._now[1].now.base
     index.remove(rows(1, 1_500))
     index.settle()

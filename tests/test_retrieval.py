@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 
 from hiertcn.errors import InputError
 from hiertcn.retrieval import FORMS, Index, open_index
-from hiertcn.retrieval.approximate import FaissIndex
+from hiertcn.retrieval.approximate import ApproximateIndex
 from indexes import asked, learned_vectors, plain_search, recall
 
 ITEMS, DIM = 600, 8
@@ -27,7 +27,7 @@ QUERIES = asked(VECTORS, 6)
 INDEXES: dict[str, Callable[[Path], str]] = {
     **{
         name: lambda _, name=name: name
-        for name in ("exact", "faiss", "faiss:flat", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq")
+        for name in ("exact", "int8", "faiss", "faiss:flat", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq")
     },
     "qdrant:memory": lambda _: "qdrant:memory",
 }
@@ -144,7 +144,7 @@ class TestIndex:
 
 def test_the_vectors_it_was_built_over_are_not_changed() -> None:
     before = VECTORS.copy()
-    for name in ("exact", "faiss:flat", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq"):
+    for name in ("exact", "int8", "faiss:flat", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq"):
         with open_index(name, VECTORS) as index:
             index.put(rows(1, 2), VECTORS[3:5])
             index.remove(rows(5))
@@ -195,19 +195,19 @@ def test_a_read_only_memory_map_will_do(tmp_path: Path, dtype: type) -> None:
     table.flush()
     mapped = open_memmap(tmp_path / "vectors.npy", mode="r")
     found = {}
-    for name in ("exact", "faiss:flat", "faiss:hnsw", "faiss:ivf"):
+    for name in ("exact", "int8", "faiss:flat", "faiss:hnsw", "faiss:ivf"):
         with open_index(name, mapped, cache=tmp_path) as index:
             found[name] = index.search(QUERIES, 5)
     np.testing.assert_array_equal(found["exact"][0], found["faiss:flat"][0])
     # To the last bit: one item has one score, whatever finds it.
     np.testing.assert_array_equal(found["exact"][1], found["faiss:flat"][1])
-    for name in ("faiss:hnsw", "faiss:ivf"):
+    for name in ("int8", "faiss:hnsw", "faiss:ivf"):
         assert recall(found[name][0], found["exact"][0]) >= 0.95
 
 
 @pytest.mark.parametrize(
     ("kind", "items"),
-    [("faiss:hnsw", 8_000), ("faiss:ivf", 8_000), ("faiss:ivfpq", 3_000)],
+    [("int8", 8_000), ("faiss:hnsw", 8_000), ("faiss:ivf", 8_000), ("faiss:ivfpq", 3_000)],
     ids=lambda value: str(value),
 )
 def test_nearly_all_of_the_best_are_found(kind: str, items: int) -> None:
@@ -231,7 +231,7 @@ def test_faiss_chooses_by_the_number_of_items(monkeypatch: pytest.MonkeyPatch) -
             assert (index.facts()["kind"], index.exact) == (kind, exact)
 
 
-@pytest.mark.parametrize("name", ["exact", "faiss", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq", "qdrant:memory"])
+@pytest.mark.parametrize("name", ["exact", "int8", "faiss", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq", "qdrant:memory"])
 def test_an_index_may_begin_empty(name: str) -> None:
     with open_index(name, np.zeros((1, DIM), dtype=np.float32)) as index:
         assert (len(index), index.search(QUERIES, 3)[0].tolist()) == (0, [[0] * 3] * 6)
@@ -241,7 +241,7 @@ def test_an_index_may_begin_empty(name: str) -> None:
 
 def test_threads_may_search_while_others_write() -> None:
     """Each search finds all of some moment: no half of a write, nothing that was gone before it began."""
-    with FaissIndex(VECTORS, "hnsw", beside=40) as index, ThreadPoolExecutor(4) as threads:
+    with ApproximateIndex(VECTORS, "hnsw", beside=40) as index, ThreadPoolExecutor(4) as threads:
         far = 50 * np.abs(QUERIES[:1])
 
         def write(_: int) -> None:
@@ -267,14 +267,14 @@ def test_threads_may_search_while_others_write() -> None:
     "url", ["", "exakt", "faiss:hsnw", "qdrant", "qdrant:", "qdrant:///", "qdrant://u:p@h", "http://h"]
 )
 def test_an_unknown_index_names_the_known_ones(url: str) -> None:
-    with pytest.raises(InputError, match="expected one of exact, faiss") as caught:
+    with pytest.raises(InputError, match="expected one of auto, exact, int8, faiss") as caught:
         open_index(url, VECTORS)
     near = {"exakt": "exact", "faiss:hsnw": "faiss:hnsw", "qdrant": "qdrant:memory"}.get(url)
     assert near is None or f"did you mean '{near}'" in str(caught.value)
     assert all(form in str(caught.value) for form in FORMS)
 
 
-@pytest.mark.parametrize("name", ["exact", "faiss", "qdrant:memory"])
+@pytest.mark.parametrize("name", ["auto", "exact", "int8", "faiss", "qdrant:memory"])
 def test_what_is_no_table_of_vectors_is_refused(name: str) -> None:
     holed = VECTORS.copy()
     holed[17, 2] = np.nan

@@ -213,6 +213,32 @@ def test_too_many_are_shed_at_once_and_then_it_goes_on(run: Run) -> None:
     assert (shed, done) in [(50 - 8 - taken, 8 + taken) for taken in (0, 1, 2, 3)]
 
 
+def test_who_would_wait_for_long_is_refused_and_who_is_behind_one_batch_never(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiertcn.service.TOGETHER", 4)
+    monkeypatch.setattr("hiertcn.service.PATIENCE", 0.1)
+
+    class Slow(Failing):
+        def update(self, keys: Any, fn: Any) -> None:
+            time.sleep(0.05)
+            super().update(keys, fn)
+
+    async def shed_of(service: Service, many: int) -> int:
+        asked = [service.do(Work([pick(number)])) for number in range(many)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(one, Work | Overloaded) for one in found)
+        return sum(isinstance(one, Overloaded) for one in found)
+
+    with service_of(run, Slow()) as service:
+        # Nothing is known yet of how long it takes.
+        assert asyncio.run(shed_of(service, 30)) == 0
+        # Some 12 ms each: 8 of them are what somebody waits for.
+        assert 20 <= asyncio.run(shed_of(service, 40)) <= 36
+        assert asyncio.run(shed_of(service, 4)) == 0
+        assert not service.full
+
+
 def test_a_store_that_fails_is_told_and_answers_are_marked(run: Run) -> None:
     states = Failing()
     body = {"event_id": "e", "user_id": "u", "item_id": "a", "time": START}

@@ -18,7 +18,7 @@ from hiertcn.exporting import export
 from hiertcn.itemrows import Longer
 from hiertcn.models import HierTCNConfig, build
 from hiertcn.recommender import Recommender
-from hiertcn.retrieval.approximate import FaissIndex
+from hiertcn.retrieval.approximate import ApproximateIndex
 from hiertcn.scoring import compared
 from hiertcn.states import MemoryStates
 from hiertcn.stock import Stated, Stock
@@ -60,7 +60,7 @@ def test_a_walked_index_finds_nearly_all_after_much_has_changed(tmp_path: Path) 
     names = [f"n{row}" for row in range(1, count + 1)]
     run = _big(tmp_path / "run", config, names, table[: count + 1])
     model = Exported(export(run))
-    with FaissIndex(compared(model), "hnsw") as index:
+    with ApproximateIndex(compared(model), "hnsw") as index:
         stock = Stock(model, MemoryStates(), index)
         for begin in range(0, 1_500, 500):
             some = range(begin, begin + 500)

@@ -145,12 +145,12 @@ def _model(run: Path, found: Diagnosis) -> Served | None:
 
 def _index(url: str, model: Served | None, problems: list[str]) -> dict[str, Any]:
     facts: dict[str, Any] = {"index": url}
-    if url != "exact" and not url.startswith(("faiss", "qdrant")):
+    if url not in ("auto", "exact", "int8") and not url.startswith(("faiss", "qdrant")):
         problems.append(f"{shown(url)} is no index; expected one of {', '.join(FORMS)}.")
     package = "faiss-cpu" if url.startswith("faiss") else "qdrant-client" if url.startswith("qdrant") else None
     if package and _version(package) == "not installed":
         problems.append(f"The index {shown(url)} needs {package}, which is not installed.")
-    if model is not None and url.startswith("faiss"):
+    if model is not None and url.startswith(("auto", "faiss")):
         files = sorted((model.path / "index").glob("*.index"))
         size = sum(file.stat().st_size for file in files)
         facts["cache"] = f"{len(files)} files of {size:,} bytes" if files else "none: it is built when a server starts"

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["LOCAL", "check_named"]
 
 from collections.abc import Collection
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -17,17 +18,21 @@ from hiertcn.messages import Refused
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
+@lru_cache
+def _name_in(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
 def check_named(request: Request, hosts: Collection[str]) -> None:
     """Raises Refused for a request that was sent to another host than `hosts`, or by a page of one."""
     asked = [("//" + request.headers.get("host", ""), 400, "unknown_host", "asked by another name")]
     if request.method != "GET" and "origin" in request.headers:
         asked.append((request.headers["origin"], 403, "foreign_page", "asked by a page of another host"))
     for url, status, code, how in asked:
-        try:
-            name = urlsplit(url).hostname
-        except ValueError:
-            name = None
-        if name not in hosts:
+        if _name_in(url) not in hosts:
             raise Refused(
                 status,
                 code,

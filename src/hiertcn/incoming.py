@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SLOW", "body_of", "event_id_in", "id_in_path"]
+__all__ = ["SLOW", "body_of", "decoded_apart", "event_id_in", "id_in_path"]
 
 import asyncio
 from typing import Any
@@ -12,10 +12,11 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from hiertcn.door import LONGEST_ID
-from hiertcn.messages import Refused
+from hiertcn.messages import Refused, decoded
 from hiertcn.openapi import JSON
 
 SLOW = 10.0
+_AT_ONCE = 1 << 20
 
 
 async def body_of(request: Request, most: int) -> bytes:
@@ -40,6 +41,11 @@ async def body_of(request: Request, most: int) -> bytes:
     except ClientDisconnect:
         raise Refused(400, "gone", "The connection ended before the body.") from None
     return bytes(body)
+
+
+async def decoded_apart(body: bytes, kind: type[Any]) -> Any:
+    """A request; where it is long, by a thread of its own: all others would wait for it. Raises what `decoded` does."""
+    return decoded(body, kind) if len(body) <= _AT_ONCE else await asyncio.to_thread(decoded, body, kind)
 
 
 def id_in_path(request: Request, name: str) -> str:

@@ -41,6 +41,7 @@ MOST_EVENTS = 1000
 MOST_CANDIDATES = 1000
 MOST_KEYS = 20_000
 _KEY = re.compile(rb'"\s*:')
+_NAMED_KEY, _SHORT = re.compile(rb'"([^"]*)"\s*:'), 1 << 12
 T = TypeVar("T")
 
 # What a schema can say of a text that a log can hold; `door.checked_id` counts its bytes.
@@ -290,6 +291,11 @@ def _refuse_duplicates(body: bytes) -> None:
                 raise Refused(400, "duplicate_key", f"The key {name!r} is there twice. Send it once.", name)
             seen.add(key)
 
+    # Nearly all requests are short and plain, and have no key twice at any depth.
+    if len(body) <= _SHORT and body.isascii() and b"\\" not in body:
+        keys = _NAMED_KEY.findall(body)
+        if len(set(keys)) == len(keys):
+            return
     # A request of 1,000 events has some 5,000; to tell two of a hundred thousand apart takes longer than it may.
     if next(islice(_KEY.finditer(body), MOST_KEYS, None), None):
         raise Refused(400, "too_many_keys", f"The body has more than {MOST_KEYS:,} keys. Send a request as documented.")

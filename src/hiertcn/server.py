@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ["ROUTES", "Server"]
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -24,10 +23,11 @@ from hiertcn import messages as m
 from hiertcn.allowance import Allowance
 from hiertcn.answers import Recommendation
 from hiertcn.deployment import Deployment
+from hiertcn.direct import Direct
 from hiertcn.door import Ask, Event, checked_id, microseconds, pick_of
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.hosts import check_named
-from hiertcn.incoming import body_of, event_id_in
+from hiertcn.incoming import body_of, decoded_apart, event_id_in
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
 from hiertcn.openapi import JSON, Door, document
@@ -39,7 +39,6 @@ from hiertcn.skew import SKEW, ahead_of, clamped
 RETENTION = 400 * 86_400
 # Seconds in which something that waits should get on.
 STUCK = 5.0
-_AT_ONCE = 1 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -63,11 +62,12 @@ class Server:
         self._allowance, self.deployment, self._hosts = allowance, deployment, hosts
         self.measures = Measures(lambda: service.waiting, lambda: service.set_aside)
         self.ready = True
-        routes = [Route(door.path, self._endpoint(door), methods=[door.method]) for door in ROUTES]
+        endpoints = {(door.method, door.path): self._endpoint(door) for door in ROUTES}
+        routes = [Route(path, endpoint, methods=[method]) for (method, path), endpoint in endpoints.items()]
         handlers: dict[Any, Any] = {HTTPException: _refused_by_routing, Exception: _unforeseen}
-        self.app = Starlette(routes=routes, exception_handlers=handlers)
-        # To where is made of the Host that a client named.
-        self.app.router.redirect_slashes = False
+        routed = Starlette(routes=routes, exception_handlers=handlers)
+        routed.router.redirect_slashes = False  # To where is made of the Host that a client named.
+        self.app = Direct(endpoints, routed, _unforeseen)
 
     @property
     def recommender(self) -> Recommender:
@@ -91,7 +91,11 @@ class Server:
             if self._hosts is not None:
                 check_named(request, self._hosts)
             self._check_role(request, door.role)
-            given = None if door.takes is None else await _decoded(await body_of(request, door.body), door.takes)
+            body = b"" if door.takes is None else await body_of(request, door.body)
+            if self.service.full and door.call in _WAITING:
+                # Before it costs more to read it.
+                raise Overloaded
+            given = None if door.takes is None else await decoded_apart(body, door.takes)
             found = await door.call(self, given, request)
             return found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
         except m.Refused as refused:
@@ -279,11 +283,8 @@ ROUTES = (
     Door("GET", "/openapi.json", None, None, Server.openapi, media=JSON),
     Door("GET", "/docs", None, None, Server.docs, media="text/html"),
 )
-
-
-async def _decoded(body: bytes, kind: type[Any]) -> Any:
-    """Where it is long, apart: all other requests would wait for it."""
-    return m.decoded(body, kind) if len(body) <= _AT_ONCE else await asyncio.to_thread(m.decoded, body, kind)
+# What waits for the next batch.
+_WAITING = Server.events, Server.recommend, Server.observe
 
 
 def _ranked(found: list[Recommendation]) -> list[m.Ranked]:

@@ -31,6 +31,10 @@ TOGETHER = 64
 # Of so many events one after another, a batch takes what nobody should wait for longer.
 EVENTS = 2_000
 WAITING = 512
+# Seconds that a request would wait, by how long the last ones took, from which on it is refused: who asks again a
+# second later is answered sooner than who waits with all others. Behind a single batch nobody is refused.
+PATIENCE = 0.1
+_WEIGHT = 0.2
 # Seconds after which it is asked what others who share the store were told.
 LISTENING = 1.0
 # A store that takes so many seconds to fail is not asked again for so many.
@@ -79,6 +83,7 @@ class Service:
         self._most, self._queue = waiting, deque[Work]()
         self._wake, self._closing, self._listened = threading.Condition(), False, float("-inf")
         self.beat, self.set_aside, self._begun = time.monotonic(), 0, 0
+        self._each = 0.0
         self.failing: set[_Step] = set()
         # By step, since a store that takes nothing in may still be read.
         self._shut: dict[_Step, _Shut] = {}
@@ -95,12 +100,19 @@ class Service:
         """Seconds for which nothing got on; 0 where nobody asked for anything."""
         return time.monotonic() - self.beat if self._queue or self._begun else 0.0
 
+    @property
+    def full(self) -> bool:
+        """Whether what is asked now would be refused."""
+        waiting = len(self._queue)
+        late = waiting >= TOGETHER and waiting * self._each > PATIENCE
+        return late or waiting >= self._most or self._closing
+
     async def do(self, work: Work) -> Work:
         """The work when it is done. Raises Overloaded if too much waits, and what it failed with."""
         loop = asyncio.get_running_loop()
         work.done = loop.create_future()
         with self._wake:
-            if len(self._queue) >= self._most or self._closing:
+            if self.full:
                 raise Overloaded
             self._queue.append(work)
             self._wake.notify()
@@ -136,6 +148,7 @@ class Service:
             if batch:
                 self._follow(batch)
                 self._begun = 0
+                self._each += _WEIGHT * ((time.monotonic() - self.beat) / len(batch) - self._each)
                 # One call for a whole batch: each wakes the loop.
                 batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
 

@@ -29,6 +29,7 @@ CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
 _SWITCH = 0.0005
+_OFTEN = 50_000, 20, 20
 HEAD = 64 << 10
 """Bytes of a request line and headers at most: they are put together piece by piece, which takes the square of it."""
 _TOO_LONG = (
@@ -159,6 +160,8 @@ def serve(server: Server, host: str, port: int, started: Callable[[int], None]) 
         log_level="warning",
         access_log=False,
         server_header=False,
+        # Who asked is read nowhere, so no proxy needs to be believed.
+        proxy_headers=False,
         limit_concurrency=CONNECTIONS,
         timeout_keep_alive=10,
         timeout_graceful_shutdown=ENDING,
@@ -170,13 +173,16 @@ def serve(server: Server, host: str, port: int, started: Callable[[int], None]) 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Two threads take turns at Python here, that of requests and that of batches; by default one waits 5 ms for the
-    other. And a catalog is a million objects, which the collector would look through again and again."""
-    before = sys.getswitchinterval()
+    other. And a catalog is a million objects, which the collector would look through again and again; a batch of
+    answers is some thousand more, none of them part of a cycle."""
+    before, often = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(_SWITCH)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*_OFTEN)
     try:
         yield
     finally:
+        gc.set_threshold(*often)
         gc.unfreeze()
         sys.setswitchinterval(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ["FORMS", "ExactIndex", "Index", "open_index"]
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,23 +18,37 @@ from hiertcn.retrieval.protocol import Index
 
 _PORT = 6333
 _FAISS = {"faiss": None} | {f"faiss:{kind}": kind for kind in ("flat", "hnsw", "ivf", "ivfpq")}
-FORMS = ("exact", *_FAISS, "qdrant://HOST:PORT", "qdrants://HOST:PORT", "qdrant:///FOLDER", "qdrant:memory")
+FORMS = (
+    "auto",
+    "exact",
+    "int8",
+    *_FAISS,
+    "qdrant://HOST:PORT",
+    "qdrants://HOST:PORT",
+    "qdrant:///FOLDER",
+    "qdrant:memory",
+)
 """What `open_index` can be told."""
+# Up to so many items all are compared in full.
+FEW = 20_000
 
 
 def open_index(url: str, vectors: npt.NDArray[Any], *, cache: Path | None = None, threads: int = 1) -> Index:
     """The index named by `url`, one of FORMS, over `vectors`, float32 or float16 [n + 1, Q].
 
-    `qdrants` is Qdrant through TLS; a server's key is read from the environment (`qdrant.API_KEY`). cache, threads: of
-    faiss, as FaissIndex has them. Raises InputError for any other url or for vectors that are none, and StorageError
-    where a server can't be reached.
+    `auto` is `exact` for few items, for more `faiss` where it is installed, else `int8`. `qdrants` is Qdrant through
+    TLS; a server's key is read from the environment (`qdrant.API_KEY`). cache, threads: of approximate ones, as
+    ApproximateIndex has them. Raises InputError for any other url or for vectors that are none, and StorageError where
+    a server can't be reached.
     """
+    if url == "auto":
+        url = _for(len(vectors) - 1)
     if url == "exact":
         return ExactIndex(vectors)
-    if url in _FAISS:
-        from hiertcn.retrieval.approximate import FaissIndex
+    if url == "int8" or url in _FAISS:
+        from hiertcn.retrieval.approximate import ApproximateIndex
 
-        return FaissIndex(vectors, _FAISS[url], cache=cache, threads=threads)
+        return ApproximateIndex(vectors, _FAISS.get(url, url), cache=cache, threads=threads)
     if url.startswith("qdrant"):
         where = _server(url)
         if where is not None:
@@ -43,6 +58,13 @@ def open_index(url: str, vectors: npt.NDArray[Any], *, cache: Path | None = None
     raise InputError(
         f"{shown(url)} is no index{nearest(url, FORMS)}; expected one of {', '.join(FORMS)}. Give one of these."
     )
+
+
+def _for(items: int) -> str:
+    """The form that suits so many items, with what is installed."""
+    if items <= FEW:
+        return "exact"
+    return "faiss" if find_spec("faiss") else "int8"
 
 
 def _server(url: str) -> dict[str, Any] | None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ["FaissIndex"]
+__all__ = ["ApproximateIndex"]
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from hiertcn.errors import InputError, Stopped
-from hiertcn.retrieval import structures
 from hiertcn.retrieval.indexfile import key_of, read_index, write_index
 from hiertcn.retrieval.protocol import (
     Allowed,
@@ -27,26 +26,50 @@ from hiertcn.retrieval.protocol import (
     check_rows,
     check_vectors,
 )
-from hiertcn.retrieval.structures import Structure
 from hiertcn.retrieval.table import Table
 
 DEAD, BESIDE, MOST_BESIDE = 0.2, 0.02, 5_000
 # Of so few items, comparing all is as fast as walking past the others, and certain.
 FEW = 4_096
+KINDS = ("int8", "flat", "hnsw", "ivf", "ivfpq")
 _Write = Callable[[Table], None]
 _log = logging.getLogger(__name__)
 
 
-class FaissIndex(Index):
-    """A structure of faiss over a base that stays, and a table at its side for what is put later, compared exactly.
+class Structure(Protocol):
+    """Places 0…n − 1 of the vectors it was built over. Searched by several threads at a time, and never changed."""
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every item is compared, in full."""
+
+    def find(self, queries: Vectors, k: int, marked: Allowed, count: int) -> Rows:
+        """int64 [T, C]: places with the largest scores, of the `count` that `marked`, bool [n], marks; −1 for none.
+
+        More than k of them where scores are only estimated here.
+        """
+
+    def vectors(self) -> Vectors | None:
+        """The vectors it was built over, if it holds them: float32 [n, Q], its own memory."""
+
+    def facts(self) -> dict[str, str]:
+        """What it is, for people."""
+
+
+class ApproximateIndex(Index):
+    """A structure over a base that stays, and a table at its side for what is put later, compared exactly.
 
     Once a fifth of the base is dead, or the side is larger than `beside` items (None: a fiftieth of the base, at least
     MOST_BESIDE), a thread builds a new one of what is there then, while the old one answers; writes of meanwhile are
     done again on the new one before it takes over. Scores are inner products with the true vectors.
 
-    kind: flat, hnsw, ivf or ivfpq; None chooses by the number of items. cache: a folder for the index built first. Its
-    file is taken from there where it is whole, and built anew, with a warning, where it is not. threads: of a search,
-    and of building.
+    kind: int8, or of faiss flat, hnsw, ivf or ivfpq; None chooses of faiss by the number of items. cache: a folder for
+    what took long to build first. Its file is taken from there where it is whole, and built anew, with a warning, where
+    it is not. threads: of a search, and of building.
     """
 
     def __init__(
@@ -59,10 +82,10 @@ class FaissIndex(Index):
         beside: int | None = None,
     ) -> None:
         check_base(vectors)
-        if threads < 1 or kind not in (None, *structures.KINDS):
+        if threads < 1 or kind not in (None, *KINDS):
             raise InputError(
-                f"An index of kind {kind!r} with {threads} threads; expected one of {', '.join(structures.KINDS)}, or "
-                "none, and at least 1 thread."
+                f"An index of kind {kind!r} with {threads} threads; expected one of {', '.join(KINDS)}, or none, and "
+                "at least 1 thread."
             )
         self._kind, self._cache, self._threads, self._beside = kind, cache, threads, beside
         self._dim, self._closed = vectors.shape[1], False
@@ -80,12 +103,19 @@ class FaissIndex(Index):
         return self._now[0].exact
 
     def _built(self, base: npt.NDArray[Any], rows: Rows, cache: Path | None) -> tuple[Structure, Table]:
-        kind = self._kind or structures.kind_for(len(base))
-        structure = self._structure(kind, base, cache)
+        structure = self._structure(base, cache)
         stored = structure.vectors()
         return structure, Table(base if stored is None else stored, rows)
 
-    def _structure(self, kind: str, base: npt.NDArray[Any], cache: Path | None) -> Structure:
+    def _structure(self, base: npt.NDArray[Any], cache: Path | None) -> Structure:
+        # Each of them needs a package of its own.
+        if self._kind == "int8":
+            from hiertcn.retrieval import int8
+
+            return int8.build(base, self._threads, lambda: not self._closed)
+        from hiertcn.retrieval import structures
+
+        kind = self._kind or structures.kind_for(len(base))
         if cache is None or kind == "flat" or len(base) < structures.LEAST:
             return structures.build(kind, base, self._threads, lambda: not self._closed)
         built_by = {"kind": kind, "faiss": structures.version(), **structures.parameters(kind)}
@@ -172,10 +202,8 @@ class FaissIndex(Index):
         structure, table = self._now
         now = table.now
         return {
-            "kind": f"faiss:{structure.kind}",
-            "faiss": structures.version(),
+            **structure.facts(),
             "threads": str(self._threads),
-            **structures.parameters(structure.kind),
             "put": str(int(now.live[len(now.base) :].sum())),
             "tombstones": str(self._dead()),
             "rebuilt": str(self._rebuilt),

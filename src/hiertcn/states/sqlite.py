@@ -39,6 +39,8 @@ _SHARE = (
 )
 _ORPHAN = "SELECT rowid FROM parts WHERE version NOT IN (SELECT version FROM shared) LIMIT 1"
 _SCAN = "SELECT rowid, key, value FROM states WHERE rowid > ? ORDER BY rowid LIMIT ?"
+# Keys of one query: the library keeps so many queries compiled.
+_READ = 64
 # Files that stores of this process have open, by device and inode.
 _open: set[tuple[int, int]] = set()
 _opening = Lock()
@@ -149,9 +151,12 @@ class SQLiteStates(StateStore):
                     self._failed = error
 
     def _read(self, keys: list[bytes]) -> list[bytes | None]:
-        execute = self._connection.execute
-        rows = (execute("SELECT value FROM states WHERE key = ?", (key,)).fetchone() for key in keys)
-        return [None if row is None else row[0] for row in rows]
+        found: dict[bytes, bytes] = {}
+        for begin in range(0, len(keys), _READ):
+            some = keys[begin : begin + _READ]
+            query = f"SELECT key, value FROM states WHERE key IN ({','.join('?' * len(some))})"
+            found.update(self._connection.execute(query, some))
+        return [found.get(key) for key in keys]
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         keys = checked_keys(keys)

@@ -20,8 +20,8 @@ def serve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A model, or a folder that holds models.")],
     state: Annotated[str, typer.Option(help="memory:, sqlite:///FILE or redis://HOST.")] = "sqlite:///states.db",
     index: Annotated[
-        str, typer.Option(help="exact, faiss, faiss:ivf, faiss:hnsw, faiss:ivfpq or qdrant://HOST.")
-    ] = "exact",
+        str, typer.Option(help="auto, exact, int8, faiss, faiss:ivf, faiss:hnsw, faiss:ivfpq or qdrant://HOST.")
+    ] = "auto",
     host: Annotated[str, typer.Option(help="The address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[Path | None, typer.Option(help="A TOML file of API keys, see `hiertcn key`.")] = None,
