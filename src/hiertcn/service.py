@@ -33,7 +33,7 @@ EVENTS = 2_000
 WAITING = 512
 # Seconds that a request would wait, by how long the last ones took, from which on it is refused: who asks again a
 # second later is answered sooner than who waits with all others. Behind a single batch nobody is refused.
-PATIENCE = 0.1
+PATIENCE = 0.25
 _WEIGHT = 0.2
 # Seconds after which it is asked what others who share the store were told.
 LISTENING = 1.0

@@ -29,7 +29,7 @@ CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
 _SWITCH = 0.0005
-_OFTEN = 50_000, 20, 20
+_OFTEN = 10_000, 20, 20
 HEAD = 64 << 10
 """Bytes of a request line and headers at most: they are put together piece by piece, which takes the square of it."""
 _TOO_LONG = (
