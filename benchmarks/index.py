@@ -1,4 +1,4 @@
-"""Queries/s and recall of exact search, HNSW and IVF-PQ on one thread, in turns; building, loading, memory."""
+"""Queries/s and recall of every index in this process, on one thread, in turns; building, loading, memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.record import record, scratch
 from hiertcn.retrieval import open_index
 
 SIZES, DIM, BEST, QUERIES, ROUNDS = (200_000, 1_000_000), 128, 50, 500, 5
-KINDS = ("exact", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq")
+KINDS = ("exact", "int8", "faiss:hnsw", "faiss:ivf", "faiss:ivfpq")
 # Each in a process of its own, so that its memory is told: opened by the kept file, with what else the process needs.
 _CHILD = """
 import json, sys, time

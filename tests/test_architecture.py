@@ -30,7 +30,7 @@ FLOORS = {
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers choice feeds exported graphs online scoring eager
           served hearing ledger stock beside aside""",
-    3: """cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
+    3: """forgotten cache notices artifact manifest tensors catalogfile preparation states states.erasure states.memory
           states.promises states.protocol states.redis states.schema states.sqlite states.state
           models models.aggregation models.boosts models.flat_tcn models.gru models.hiertcn models.hrnn models.items
           models.low models.max_item models.memory models.moving_average models.outline models.popularity

@@ -20,7 +20,6 @@ __all__ = [
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +29,9 @@ from hiertcn.errors import InputError
 from hiertcn.quarantine import shown
 from hiertcn.sessions import SECOND
 from hiertcn.states import Pick, mark_of
+from hiertcn.states.state import key_of_user
 
 LONGEST_ID = 256
-_KEY = 16
 MOST = 500
 """Items that can be asked for at once."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -77,8 +76,8 @@ class Ask(NamedTuple):
 
 
 def key_of(user: Id) -> bytes:
-    """What a store knows a user by, 16 bytes. No store holds an id: what was forgotten leaves no name behind."""
-    return blake2b(checked_id(user, "user").encode(), digest_size=_KEY).digest()
+    """What a store knows a user by; as of `key_of_user`. Raises InputError for what can't be an id."""
+    return key_of_user(checked_id(user, "user"))
 
 
 def pick_of(event: Event) -> Pick:

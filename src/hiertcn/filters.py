@@ -51,16 +51,21 @@ class Waterfall:
         )
 
 
-def filtered(events: Events, config: PrepareConfig, named: pl.Series | None) -> tuple[pl.DataFrame, Waterfall]:
+def filtered(
+    events: Events, remembered: Events, config: PrepareConfig, named: pl.Series | None
+) -> tuple[pl.DataFrame, Waterfall]:
     """The events that pass types, unknown items, items, users and cap, once and in this order.
 
-    Users and items are counted over what the step before left. `named`: bool [I], the items that a given catalog names.
+    Users and items are counted over what the step before left. `remembered`: those that are not to be forgotten;
+    `named`: bool [I], the items that a given catalog names.
     """
-    frame, waterfall = events.frame, Waterfall()
-    waterfall.add("as read, usable, without duplicates", frame)
+    frame, waterfall = remembered.frame, Waterfall()
+    waterfall.add("as read, usable, without duplicates", events.frame)
     waterfall.check()
+    if remembered is not events:
+        waterfall.add("without what was to be forgotten", frame)
     if config.drop_types:
-        frame = without_types(events, config.drop_types)
+        frame = without_types(remembered, config.drop_types)
         waterfall.add(f"without types {', '.join(config.drop_types)}", frame)
     if named is not None and config.unknown_items == "drop":
         frame = _keep(frame, named.gather(frame["item"]))

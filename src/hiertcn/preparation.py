@@ -20,6 +20,7 @@ from hiertcn.columns import Columns, ViewColumns
 from hiertcn.errors import InputError, nearest
 from hiertcn.events import Events, read_events
 from hiertcn.filters import filtered
+from hiertcn.forgotten import read_forgotten, without_forgotten
 from hiertcn.impressions import join_views, read_views
 from hiertcn.itemlist import ItemList, read_items
 from hiertcn.notices import say_read, say_split, say_vectors, say_written
@@ -43,6 +44,7 @@ def prepare(
     vector_column: str | None = None,
     keep_columns: str | Sequence[str] | None = None,
     impressions: str | Path | None = None,
+    forgotten: str | Path | None = None,
     preset: str | None = None,
     overwrite: bool = False,
     report: Callable[[str], None] | None = None,
@@ -54,6 +56,7 @@ def prepare(
     name), or in the file `vectors` (.npy or safetensors), a row for each line. Of its other columns those of
     `keep_columns`, texts or whole numbers, are kept, so that recommendations can be filtered by them. `impressions` is
     a file of what was shown when an item was picked; the log's own list of that is the option impression_column.
+    Of users who are in the file `forgotten`, as `GET /v1/forgotten` tells them, earlier events are left out.
     `preset` fills in options for a known public set; `report` is told, line by line, what was found and done; `options`
     are those of PrepareConfig, and user_column, item_column, time_column, session_column, type_column, offset_column.
     The shards do not depend on the order of rows in the log.
@@ -95,7 +98,8 @@ def prepare(
             known = [known for known in events.names["type"] if known]
             has = shown(", ".join(known))
             say(f"warning: no event is of type {shown(name)}{nearest(name, known)}; the log has {has}")
-    frame, waterfall = filtered(events, config, named)
+    left = events if forgotten is None else without_forgotten(events, read_forgotten(forgotten))
+    frame, waterfall = filtered(events, left, config, named)
     for step in waterfall.steps:
         say(f"  {step['events']:>13,} events {step['users']:>11,} users {step['items']:>10,} items   {step['step']}")
     waterfall.check()

@@ -265,6 +265,7 @@ ROUTES = (
     Door("GET", "/v1/export/{user_id:path}", "admin", None, userdoors.export),
     Door("GET", "/v1/users/{user_id:path}", "read", None, userdoors.user),
     Door("DELETE", "/v1/users/{user_id:path}", "admin", None, userdoors.forget, status=204),
+    Door("GET", "/v1/forgotten", "admin", None, userdoors.forgotten),
     Door("GET", "/v1/model", "read", None, modeldoors.model, refuses=(409,)),
     Door("POST", "/v1/model", "admin", m.SwapRequest, modeldoors.swap, refuses=(409,)),
     Door("POST", "/v1/model/rollback", "admin", None, modeldoors.rollback, refuses=(409,)),

@@ -7,7 +7,19 @@ been read yet.
 
 from __future__ import annotations
 
-__all__ = ["DIGEST", "HISTORY", "Pick", "Status", "UserState", "digest_in", "digest_of_model", "mark_of"]
+__all__ = [
+    "DIGEST",
+    "HISTORY",
+    "USER",
+    "Pick",
+    "Status",
+    "UserState",
+    "digest_in",
+    "digest_of_model",
+    "forgotten_in",
+    "key_of_user",
+    "mark_of",
+]
 
 import hashlib
 import json
@@ -28,6 +40,8 @@ from hiertcn.skew import stated
 HISTORY = 128
 """Events that are kept of a user, and more where the long-term state has not read them yet."""
 DIGEST = 8
+USER = 16
+"""Bytes by which a store knows a user."""
 _MAGIC, _FORMAT = b"HTCN", 3
 # Magic, format, code of the long-term type, digest, previous end, forgotten, events, unread, bytes of long_term, of
 # items, of what was shown.
@@ -62,6 +76,11 @@ class Pick(NamedTuple):
     time: int
     mark: int = 0
     shown: tuple[str, ...] = ()
+
+
+def key_of_user(user: str) -> bytes:
+    """What a store knows a user by, USER bytes. No store holds an id: what was forgotten leaves no name behind."""
+    return hashlib.blake2b(user.encode(), digest_size=USER).digest()
 
 
 def mark_of(event_id: str) -> int:
@@ -251,6 +270,14 @@ class UserState:
 def digest_in(data: bytes) -> bytes:
     """Of the model that a stored state's `long_term` belongs to; of a damaged value some bytes."""
     return data[_OWNER : _OWNER + DIGEST]
+
+
+def forgotten_in(data: bytes) -> int | None:
+    """Microseconds: what was stored up to then was to be forgotten; None if none was, or it is no state."""
+    if len(data) < _HEADER.size:
+        return None
+    magic, form, _, _, _, forgotten, *_ = _HEADER.unpack_from(data)
+    return None if (magic, form) != (_MAGIC, _FORMAT) or forgotten == _NEVER else int(forgotten)
 
 
 def _place(pick: Pick, order: Order) -> tuple[int, Any, int]:

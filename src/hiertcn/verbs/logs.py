@@ -62,6 +62,7 @@ def prepare(
         int | None, typer.Option(help="A session of more is cut after every so many.", show_default="1000")
     ] = None,
     drop_types: Annotated[str | None, within("Filters", "Event types to leave out, a,b,c.")] = None,
+    forgotten: Annotated[Path | None, within("Filters", "Who was forgotten: what GET /v1/forgotten answers.")] = None,
     min_item_events: Annotated[int | None, within("Filters", default="1")] = None,
     min_user_events: Annotated[int | None, within("Filters", default="2")] = None,
     max_user_events: Annotated[int | None, within("Filters", "Users with more are left out.")] = None,
