@@ -137,7 +137,7 @@ def run(sizes: tuple[int, ...] = SIZES) -> None:
         rows,
         [
             f"Vectors of {DIM} numbers with clusters, unequal directions and unequal norms; one thread each; in "
-            f"parentheses the median over {ROUNDS} rounds of the ratio to exact search, all three in turns. Own memory "
+            f"parentheses the median over {ROUNDS} rounds of the ratio to exact search, all in turns. Own memory "
             "is that of a process that opened the index from its kept file; the vectors themselves are a mapped file."
         ],
     )
