@@ -112,7 +112,8 @@ class Exported:
         self.catalog = read_catalog(self.path, stated["catalog"], EXPORTED)
         self.withdrawn = np.array(stated["withdrawn"], dtype=np.int32)
         read = self._table("read", self._reads.dim)
-        self.vectors: Vectors = self._table("compared", self._reads.query)
+        one = (stated["read"], self._reads.dim) == (stated["compared"], self._reads.query)
+        self.vectors: Vectors = read if one else self._table("compared", self._reads.query)  # One file is mapped once.
         self.bias: Floats | None = None if stated["bias"] is None else self._table("bias", 1)[:, 0]
         bias = None if self.bias is None else Longer(self.bias)
         self._items = ItemRows(Longer(read), Longer(self.vectors), bias)
@@ -151,10 +152,8 @@ class Exported:
             after = np.concatenate([after, last_items(stream, last, ends, np.arange(len(ends)))], axis=1)
         longest = self._reads.field or int(np.diff(stream.session_offsets).max(initial=1))
         together = max(_TOGETHER // longest, 1)
-        parts = [
-            self._queries(stream, stream.positions[at : at + together], states, folds.before, last, crowd)
-            for at in range(0, len(stream.positions), together)
-        ]
+        places = (stream.positions[at : at + together] for at in range(0, len(stream.positions), together))
+        parts = [self._queries(stream, some, states, folds.before, last, crowd) for some in places]
         if not parts:
             return np.zeros((0, self._reads.query), dtype=np.float32), after
         return parts[0] if len(parts) == 1 else np.concatenate(parts), after
