@@ -43,6 +43,7 @@ if __name__ == "__main__":
                 "cold_items": cold_items.run,
                 "index": index.run,
                 "ablation": ablation.run,
+                "ablation_long": ablation.run_long,
                 "states": states.run,
                 "online": online.run,
                 "replay": replay.run,

@@ -10,16 +10,14 @@ __all__ = ["Deployed", "Deployment", "NotSwapped"]
 
 import asyncio
 import logging
-import os
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
+from hiertcn.apart import Apart, give_way
 from hiertcn.errors import HiertcnError, InputError, StorageError
 from hiertcn.exported import Exported
 from hiertcn.recommender import Recommender
@@ -31,12 +29,8 @@ from hiertcn.service import Overloaded, Service, Work
 from hiertcn.smoke import check_answers, check_catalog
 from hiertcn.states import StateStore
 
-NICE = 10
-# Seconds for which one thread may keep the others from running Python while a model is opened; it is 5 ms otherwise.
-_SWITCH = 0.0005
 # Seconds after which the model before hears what was told since: a rollback in a long time has little left to hear.
 _KEEPING_UP = 5.0
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -69,7 +63,7 @@ class Deployment:
 
     def __init__(self, registry: Registry, name: str, first: Exported, index: str, states: StateStore) -> None:
         self._registry, self._index, self._states = registry, index, states
-        self._swapping = threading.Lock()
+        self._swapping, self._apart = threading.Lock(), Apart("swap")
         self._spare: Deployed | None = None
         self.previous: str | None = None
         """The name of the model before the current one."""
@@ -85,7 +79,7 @@ class Deployment:
     async def swap(self, service: Service, name: str, allow_shrink: bool = False) -> None:
         """Let the model `name` answer what `service` is asked from now on. Raises NotSwapped."""
         with self._turn():
-            found = await _apart(lambda: self._opened(name, allow_shrink))
+            found = await self._apart.do(lambda: self._opened(name, allow_shrink))
             # A client that asks again is to find the model before it where it was.
             if found is not self.current:
                 await self._take_over(service, found)
@@ -93,7 +87,7 @@ class Deployment:
     async def rollback(self, service: Service) -> None:
         """Let the model before the current one answer again. Raises NotSwapped."""
         with self._turn():
-            await self._take_over(service, await _apart(self._before))
+            await self._take_over(service, await self._apart.do(self._before))
 
     def _before(self) -> Deployed:
         if self.previous is None:
@@ -163,16 +157,11 @@ class Deployment:
             self._spare = None
 
     def _keep_up(self) -> None:
-        _give_way()
+        give_way()
         while not self._over.wait(_KEEPING_UP):
-            if (spare := self._spare) is not None:
-                try:
-                    spare.recommender.listen()
-                except StorageError:
-                    # It is told to who asks for something.
-                    pass
-                except Exception:
-                    _log.exception("%s could not hear what others told", spare.name)
+            # Nothing here holds it while it waits: it may have left.
+            if self._spare is not None:
+                _keep_up(self._spare)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -199,9 +188,20 @@ class Deployment:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._over.set()
+        self._apart.close()
         self._keeper.join()
         self._release()
         self.current.index.close()
+
+
+def _keep_up(spare: Deployed) -> None:
+    try:
+        spare.recommender.listen()
+    except StorageError:
+        # It is told to who asks for something.
+        pass
+    except Exception:
+        _log.exception("%s could not hear what others told", spare.name)
 
 
 async def _surely(service: Service, work: Work) -> None:
@@ -213,31 +213,3 @@ async def _surely(service: Service, work: Work) -> None:
             return
         except Overloaded:
             await asyncio.sleep(0.01)
-
-
-async def _apart(work: Callable[[], T]) -> T:
-    """What `work` gives, by a thread of its own that gives way to those that answer people; a process that ends does
-    not wait for it."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        _give_way()
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH)
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-        finally:
-            sys.setswitchinterval(before)
-
-    threading.Thread(target=run, name="swap", daemon=True).start()
-    return await asyncio.wrap_future(future)
-
-
-def _give_way() -> None:
-    """Let this thread have what the others leave. On Linux a niceness is a thread's own; elsewhere, nothing changes."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -62,10 +62,13 @@ def serve(
         Service(deployment.current.recommender) as service,
     ):
         mark_kept(state)
+        path = first.path
+        # When others took over, it is to leave the memory.
+        del first
         allowance = Allowance(user_limit) if user_limit else None
         hosts = None if len(known) or openly else {*LOCAL, host}
         server = Server(service, known, allowance=allowance, deployment=deployment, hosts=hosts)
-        serve_on(server, host, port, lambda at: say(f"http://{host}:{at} serves {first.path}"))
+        serve_on(server, host, port, lambda at: say(f"http://{host}:{at} serves {path}"))
 
 
 def key(
