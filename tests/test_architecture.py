@@ -25,8 +25,9 @@ FLOORS = {
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
-          service messages keys measures loading bar journal replay userdata registry smoke apart deployment page
-          openapi reference allowance incoming hosts direct itemdoors modeldoors pagedoors userdoors watchdog marker""",
+          service messages keys measures loading bar journal replay userdata registry smoke apart decoding deployment
+          page openapi reference allowance incoming hosts direct itemdoors modeldoors pagedoors userdoors watchdog
+          marker""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers choice feeds exported graphs online scoring eager
           served hearing ledger stock beside aside""",

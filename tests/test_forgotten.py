@@ -9,13 +9,15 @@ from typing import Any
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from hiertcn.artifact import Run
 from hiertcn.aside import set_aside
+from hiertcn.cli import app
 from hiertcn.door import key_of
 from hiertcn.errors import InputError
 from hiertcn.exporting import export
-from hiertcn.forgotten import forgotten_of, read_forgotten
+from hiertcn.forgotten import forgotten_of, read_forgotten, remember
 from hiertcn.preparation import prepare
 from hiertcn.recommender import Recommender
 from hiertcn.states import MemoryStates, Update
@@ -47,6 +49,44 @@ def test_a_store_tells_who_was_forgotten_and_nobody_else(run: Run) -> None:
         rec.stock.withdraw(["e"])
         found = dict(forgotten_of(states))
     assert found == {key_of("gone").hex(): START + 10.25, key_of("back").hex(): START + 20}
+
+
+def test_a_damaged_state_tells_nothing(run: Run) -> None:
+    states = MemoryStates()
+    with Recommender.load(run, states) as rec:
+        rec.delete("gone", until=START)
+        (value,) = states.get([key_of("gone")])
+        assert value is not None
+        states.update([key_of("gone")], lambda _: Update([value[:30] + bytes([value[30] ^ 1]) + value[31:]]))
+        assert list(forgotten_of(states)) == []
+
+
+def test_a_store_made_anew_knows_who_was_forgotten(run: Run, tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        [(user, item, START + wait) for user in ("kept", "gone") for item, wait in (("a", 0), ("b", 10), ("c", 20))],
+        schema=["user", "item", "ts"],
+        orient="row",
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    listed = {"forgotten": [{"digest": key_of(user).hex(), "until": START + 10} for user in ("gone", "never seen")]}
+    (tmp_path / "forgotten.json").write_text(json.dumps(listed))
+    state = f"sqlite:///{tmp_path}/states.db"
+    asked = ["replay", tmp_path / "log.parquet", run.path, "--state", state, "--forgotten", tmp_path / "forgotten.json"]
+    for _ in range(2):
+        assert CliRunner().invoke(app, list(map(str, asked))).exit_code == 0
+        with Recommender.load(run, state) as rec:
+            kept = {user: rec.kept_of(user) for user in ("kept", "gone")}
+            assert {user: found and found.sessions[0][0] for user, found in kept.items()} == {
+                "kept": ["a", "b", "c"],
+                "gone": ["c"],
+            }
+            assert dict(forgotten_of(rec.states)) == {one["digest"]: one["until"] for one in listed["forgotten"]}
+    # Of a store that knows events of theirs, those are gone.
+    with Recommender.load(run, state) as rec:
+        remember(rec.states, {key_of("kept"): (START + 15) * 1_000_000, key_of("gone"): 5}, rec.digest)
+        kept = {user: rec.kept_of(user) for user in ("kept", "gone")}
+        assert {user: found and found.sessions[0][0] for user, found in kept.items()} == {"kept": ["c"], "gone": ["c"]}
+        assert rec.observe("gone", "a", START + 9) == "expired"
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["texts", "whole numbers"])
@@ -94,7 +134,10 @@ def _times(shard: Any) -> list[tuple[Any, list[int]]]:
         '{"forgotten": [{"digest": "00", "until": 1}]}',
         '{"forgotten": [{"until": 1}]}',
     ]
-    + [json.dumps({"forgotten": [{"digest": "0" * 32, "until": bad}]}) for bad in (None, float("nan"), "x", "1e400")],
+    + [
+        json.dumps({"forgotten": [{"digest": "0" * 32, "until": bad}]})
+        for bad in (None, float("nan"), "x", "1e400", 1e300, -1)
+    ],
 )
 def test_what_is_no_such_list_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(text)

@@ -224,6 +224,42 @@ def test_nearly_all_of_the_best_are_found(kind: str, items: int) -> None:
         assert recall(index.search(queries, 50)[0], exact.search(queries, 50)[0]) >= least
 
 
+def test_what_is_hidden_is_not_found_however_small_it_is() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(0, 0.1, (2_001, 8)).astype(np.float32)
+    vectors[:, 0] = -1
+    vectors[1:65] *= 1e-7
+    query = np.eye(1, 8, dtype=np.float32)
+    with open_index("int8", vectors) as index:
+        assert set(index.search(query, 10)[0].ravel().tolist()) <= set(range(1, 65))
+        index.remove(np.arange(1, 33))
+        index.put(np.arange(33, 65), np.tile(-2 * query, (32, 1)))
+        found, scores = index.search(query, 10)
+    assert found.min() > 64
+    np.testing.assert_allclose(scores, -1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("held", "faiss", "biased", "kind"),
+    [
+        (ITEMS, True, False, None),
+        (ITEMS, False, True, None),
+        (ITEMS + 1, True, False, "faiss:ivf"),
+        (ITEMS + 1, True, True, "int8"),
+        (ITEMS + 1, False, False, "int8"),
+    ],
+)
+def test_auto_is_what_suits_the_items_and_is_installed(
+    held: int, faiss: bool, biased: bool, kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hiertcn.retrieval.SMALL", ITEMS)
+    monkeypatch.setattr("hiertcn.retrieval.structures.SMALL", ITEMS)
+    monkeypatch.setattr("hiertcn.retrieval.find_spec", lambda name: object() if faiss else None)
+    with open_index("auto", VECTORS[:held], biased=biased) as index:
+        assert index.exact is (kind is None)
+        assert kind is None or index.facts()["kind"] == kind
+
+
 def test_faiss_chooses_by_the_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hiertcn.retrieval.structures.SMALL", ITEMS)
     for held, kind, exact in ((ITEMS, "faiss:flat", True), (ITEMS + 1, "faiss:ivf", False)):

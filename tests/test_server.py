@@ -123,6 +123,9 @@ BAD: list[tuple[bytes, int, str]] = [
     (b'{"user_id": "u", "k": 501}', 422, "invalid"),
     (b'{"user_id": "u", "k": 1e400}', 422, "invalid"),
     (b'{"user_id": "u", "kk": 1}', 422, "invalid"),
+    (b'{"user_id": "u", "x - at `$.foo": 1}', 422, "invalid"),
+    (b'{"user_id": "u", "x - at `$.user_id": 1}', 422, "invalid"),
+    (b'{"user_id": "u", "extensions": {"x": "y", ":a": 1, ":a": 2}}', 400, "duplicate_key"),
     (b'{"user_id": "u", "extensions": 1}', 422, "invalid"),
     (b'{"user_id": "u", "extensions": {"a": ' + b"[" * 100_000, 400, "invalid_json"),
     (b'{"user_id": "u", "extensions": {"a": {"b": 1, "b": 2}}}', 400, "duplicate_key"),
@@ -148,8 +151,10 @@ def test_a_mistyped_field_is_told_those_that_there_are(server: Server) -> None:
     said = server.post("/v1/observe", {"event": {"event_id": "e", "user": "u"}})
     assert said.body["error"]["field"] == "event"
     assert "`user`. It may have event_id, user_id, item_id, time, shown, consent" in said.body["error"]["message"]
-    said = server.post("/v1/events", {"events": [event("u", "a", 0) | {"Time": NOW}]})
+    odd = event("mistyped", "a", 0) | {"x - at `$.time": NOW}
+    said = server.post("/v1/events", {"events": [event("u", "a", 0) | {"Time": NOW}, odd, event("mistyped", "a", 1)]})
     assert "`Time`. It may have event_id," in said.body["results"][0]["error"]["message"]
+    assert [one["status"] for one in said.body["results"]] == ["invalid", "invalid", "applied"]
 
 
 def test_what_a_client_adds_apart_is_not_read(server: Server) -> None:
@@ -219,7 +224,9 @@ def test_it_counts_what_it_does_and_names_nobody(server: Server) -> None:
 def test_keys_open_what_their_role_may(run: Run, tmp_path: Path) -> None:
     made = {role: new_key() for role in ("read", "write", "admin")}
     path = tmp_path / "keys.toml"
-    path.write_text("".join(f'{role} = ["{digest}"]\n' for role, (_, digest) in made.items()))
+    expired, line = new_key()
+    lines = {role: [digest, f"{line} until 2020-02-29"] for role, (_, digest) in made.items()}
+    path.write_text("".join(f"{role} = {json.dumps(digests)}\n" for role, digests in lines.items()))
     ask, body = {"user_id": "u"}, {"events": [event("u", "a", 0)]}
     with Server(run.path, "--state", "memory:", "--keys", path) as server:
         found = {}
@@ -232,6 +239,7 @@ def test_keys_open_what_their_role_may(run: Run, tmp_path: Path) -> None:
                 server.ask("GET", "/livez", **headers).status,
             ]
         assert server.post(f"/v1/recommend?key={made['read'][0]}", ask).status == 401
+        assert server.post("/v1/recommend", ask, authorization=f"Bearer {expired}").status == 401
     assert found == {
         "read": [200, 403, 403, 200],
         "write": [403, 200, 403, 200],

@@ -89,6 +89,17 @@ def test_what_is_costly_to_read_is_refused_cheaply(server: Server, what: str) ->
     assert min(spent) <= 0.1
 
 
+def test_a_thousand_events_with_a_field_that_nobody_knows_cost_little(server: Server) -> None:
+    process, spent = psutil.Process(server.process.pid), []
+    for _ in range(3):
+        before = process.cpu_times()
+        said = server.post("/v1/events", {"events": [{"a": 1}] * 1000})
+        after = process.cpu_times()
+        assert {one["status"] for one in said.body["results"]} == {"invalid"}
+        spent.append(after.user - before.user + after.system - before.system)
+    assert min(spent) <= 0.1
+
+
 @pytest.mark.parametrize("chunked", [True, False])
 def test_a_huge_body_costs_no_memory(server: Server, chunked: bool) -> None:
     process = psutil.Process(server.process.pid)
@@ -298,6 +309,22 @@ def test_who_does_not_get_on_is_ended(run: Run) -> None:
         assert 1 < time.monotonic() - begun < 6
         for one in (silent, heads, body):
             one.close()
+
+
+def test_who_was_answered_before_a_body_that_never_comes_is_ended(run: Run) -> None:
+    heads = [
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\n",
+        b"POST /nothing HTTP/1.1\r\nhost: localhost\r\n",
+        b"POST /v1/events HTTP/1.1\r\nhost: localhost\r\ncontent-type: text/plain\r\n",
+        b"POST /v1/events HTTP/1.1\r\nhost: other.test\r\n",
+    ]
+    with Hasty(run.path, "--state", "memory:") as server, ExitStack() as stack:
+        opened = [stack.enter_context(server.open(head + b"content-length: 1000000\r\n\r\n")) for head in heads]
+        for one in opened:
+            one.settimeout(20)
+            while one.recv(4096):
+                pass
+        assert is_answered(server)
 
 
 def test_connections_beyond_the_cap_are_refused_until_others_go(run: Run) -> None:

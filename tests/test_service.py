@@ -239,6 +239,33 @@ def test_who_would_wait_for_long_is_refused_and_who_is_behind_one_batch_never(
         assert not service.full
 
 
+def test_a_burst_of_what_a_few_batches_take_is_not_refused(run: Run) -> None:
+    class Slow(Failing):
+        def update(self, keys: Any, fn: Any) -> None:
+            time.sleep(0.01)
+            super().update(keys, fn)
+
+    async def ask(service: Service, many: int) -> int:
+        asked = [service.do(Work([pick(number)])) for number in range(many)]
+        return sum(isinstance(one, Overloaded) for one in await asyncio.gather(*asked, return_exceptions=True))
+
+    with service_of(run, Slow()) as service:
+        # One at a time each takes a whole batch; together they don't.
+        for number in range(20):
+            asyncio.run(service.do(Work([pick(number)])))
+        assert asyncio.run(ask(service, 300)) == 0
+
+
+def test_what_is_done_to_the_recommender_is_not_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    with service_of(run, MemoryStates()) as service:
+        monkeypatch.setattr(Service, "full", True)
+        with pytest.raises(Overloaded):
+            asyncio.run(service.do(Work(ask=Ask("u"))))
+        asyncio.run(service.do(Work(act=done.append)))
+    assert len(done) == 1
+
+
 def test_a_store_that_fails_is_told_and_answers_are_marked(run: Run) -> None:
     states = Failing()
     body = {"event_id": "e", "user_id": "u", "item_id": "a", "time": START}

@@ -30,9 +30,8 @@ _EXTRAS = {
     **dict.fromkeys(("sklearn", "torch_geometric"), "embed"),
     "optuna": "tune",
     **dict.fromkeys(("msgspec", "starlette", "uvicorn", "httptools", "uvloop", "prometheus_client"), "serve"),
-    "onnxruntime": "serve",
-    "onnx": "export",
-    "redis": "redis",
+    **dict.fromkeys(("onnxruntime", "onnx"), "serve"),
+    **{"redis": "redis", "faiss": "faiss", "qdrant_client": "qdrant"},
 }
 
 

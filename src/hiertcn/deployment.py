@@ -122,7 +122,7 @@ class Deployment:
 
     def _deployed(self, name: str, model: Exported, tried: bool) -> Deployed:
         vectors = compared(model)
-        index = open_index(self._index, vectors, cache=model.path / "index")
+        index = open_index(self._index, vectors, cache=model.path / "index", biased=model.bias is not None)
         try:
             if tried:
                 check_answers(model, vectors, index)
@@ -159,9 +159,8 @@ class Deployment:
     def _keep_up(self) -> None:
         give_way()
         while not self._over.wait(_KEEPING_UP):
-            # Nothing here holds it while it waits: it may have left.
-            if self._spare is not None:
-                _keep_up(self._spare)
+            # Nothing here holds it while this waits: it may have left.
+            _keep_up(self._spare)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -194,7 +193,9 @@ class Deployment:
         self.current.index.close()
 
 
-def _keep_up(spare: Deployed) -> None:
+def _keep_up(spare: Deployed | None) -> None:
+    if spare is None:
+        return
     try:
         spare.recommender.listen()
     except StorageError:

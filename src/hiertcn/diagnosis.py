@@ -34,7 +34,7 @@ from hiertcn.states import Durability, SQLiteStates, StateStore, UserState, open
 from hiertcn.states.state import HISTORY, digest_in
 
 _PACKAGES = (
-    *("numpy", "polars", "pyarrow", "onnxruntime", "msgspec", "starlette", "uvicorn", "prometheus-client"),
+    *("numpy", "polars", "pyarrow", "onnx", "onnxruntime", "msgspec", "starlette", "uvicorn", "prometheus-client"),
     *("faiss-cpu", "qdrant-client", "redis", "torch"),
 )
 _DAY = 86_400

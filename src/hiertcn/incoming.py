@@ -11,8 +11,9 @@ from urllib.parse import unquote
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from hiertcn.decoding import decoded
 from hiertcn.door import LONGEST_ID
-from hiertcn.messages import Refused, decoded
+from hiertcn.messages import Refused
 from hiertcn.openapi import JSON
 
 SLOW = 10.0

@@ -30,6 +30,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hiertcn import messages as m
+from hiertcn.decoding import decoded
 from hiertcn.door import told
 from hiertcn.incoming import id_in_path
 from hiertcn.recommender import Recommender
@@ -136,7 +137,7 @@ def _put(stock: Stock, items: Sequence[msgspec.Raw]) -> list[ItemResult]:
     stated: dict[int, Stated] = {}
     for number, raw in enumerate(items):
         try:
-            item = m.decoded(raw, ItemMessage)
+            item = decoded(raw, ItemMessage)
             stated[number] = Stated(item.item_id, item.vector, item.title)
         except m.Refused as refused:
             results[number] = ItemResult(None, "invalid", refused.fault)

@@ -6,11 +6,10 @@ __all__ = ["ROLES", "Keys", "Role", "new_key"]
 
 import hmac
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from hashlib import sha256
 from pathlib import Path
-from time import time as wall
 from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field
@@ -58,10 +57,10 @@ class KeysConfig(Config):
 
 class Keys:
     """Who may do what. read: recommend, write: events, admin: all; without any key everybody may do all. One that has
-    expired counts as a key, so it opens nothing. now: the clock, seconds since 1970."""
+    expired counts as a key, so it opens nothing."""
 
-    def __init__(self, config: KeysConfig | None = None, now: Callable[[], float] = wall) -> None:
-        config, self._now = config or KeysConfig(), now
+    def __init__(self, config: KeysConfig | None = None) -> None:
+        config = config or KeysConfig()
         self._known: Sequence[_Known] = [
             _Known(role, line.partition(_UNTIL)[0], _end(line)) for role in ROLES for line in getattr(config, role)
         ]
@@ -74,23 +73,24 @@ class Keys:
     def __len__(self) -> int:
         return len(self._known)
 
-    def roles(self, key: str) -> set[Role]:
-        """Those of a key; none of a wrong or an expired one. All digests are compared, however early one fits."""
-        digest, now = sha256(key.encode()).hexdigest(), self._now()
+    def roles(self, key: str, now: float) -> set[Role]:
+        """Those of a key at `now`, seconds since 1970; none of a wrong or an expired one. All digests are compared,
+        however early one fits."""
+        digest = sha256(key.encode()).hexdigest()
         return {role for role, known, end in self._known if hmac.compare_digest(digest, known) and now < end}
 
-    def sent(self, header: str) -> set[Role]:
+    def sent(self, header: str, now: float) -> set[Role]:
         """Those of the key in a request's Authorization header."""
         scheme, _, key = header.partition(" ")
-        return self.roles(key.strip()) if scheme.lower() == "bearer" else set()
+        return self.roles(key.strip(), now) if scheme.lower() == "bearer" else set()
 
     def allow(self, roles: set[Role], role: Role) -> bool:
         """Whether one who has `roles` may do what `role` may."""
         return not self._known or role in roles or "admin" in roles
 
 
-def new_key(days: int = 0, now: Callable[[], float] = wall) -> tuple[str, str]:
+def new_key(days: int = 0) -> tuple[str, str]:
     """A key, and what stands for it in a KeysConfig. days: so many it counts beside today; 0: always"""
     key = secrets.token_urlsafe(32)
-    last = datetime.fromtimestamp(now(), UTC).date() + timedelta(days=days)
+    last = datetime.now(UTC).date() + timedelta(days=days)
     return key, sha256(key.encode()).hexdigest() + (f"{_UNTIL}{last}" if days else "")

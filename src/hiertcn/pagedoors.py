@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Protocol
 
 import msgspec
@@ -83,6 +84,7 @@ class Access(Struct):
 
 class _Serving(Protocol):
     keys: Keys
+    now: Callable[[], float]
 
     @property
     def recommender(self) -> Recommender: ...
@@ -110,7 +112,7 @@ async def lists(server: _Serving, given: BesideRequest, _: Request) -> BesideAns
 
 async def access(server: _Serving, _: None, request: Request) -> Access:
     """What the key that was sent may do."""
-    roles = server.keys.sent(request.headers.get("authorization", ""))
+    roles = server.keys.sent(request.headers.get("authorization", ""), server.now())
     return Access(len(server.keys) > 0, [role for role in ROLES if server.keys.allow(roles, role)])
 
 

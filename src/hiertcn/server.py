@@ -22,6 +22,7 @@ from hiertcn import itemdoors, modeldoors, pagedoors, userdoors
 from hiertcn import messages as m
 from hiertcn.allowance import Allowance
 from hiertcn.answers import Recommendation
+from hiertcn.decoding import decoded
 from hiertcn.deployment import Deployment
 from hiertcn.direct import Direct
 from hiertcn.door import Ask, Event, checked_id, microseconds, pick_of
@@ -114,7 +115,7 @@ class Server:
     def _check_role(self, request: Request, role: Role | None) -> None:
         if role is None or not len(self.keys):
             return
-        roles = self.keys.sent(request.headers.get("authorization", ""))
+        roles = self.keys.sent(request.headers.get("authorization", ""), self.now())
         if not roles:
             raise m.Refused(401, "unauthorized", "Send a key that is known here, as `Authorization: Bearer KEY`.")
         if not self.keys.allow(roles, role):
@@ -174,7 +175,7 @@ class Server:
         places = []
         for number, raw in enumerate(given.events):
             try:
-                stated = m.decoded(raw, m.EventMessage)
+                stated = decoded(raw, m.EventMessage)
                 event = self._event(stated)
                 if (passed := self._passed(event, stated)) is not None:
                     results[number] = passed
@@ -193,9 +194,8 @@ class Server:
 
     async def recommend(self, given: m.RecommendRequest, _: Request) -> m.Answer:
         """What a user will pick next."""
-        ask = Ask(
-            given.user_id, given.k, given.exclude_seen, given.as_of or self._clock(), given.candidates, given.filter
-        )
+        at = given.as_of or self._clock()
+        ask = Ask(given.user_id, given.k, given.exclude_seen, at, given.candidates, given.filter)
         self._check(ask)
         try:
             work = await self.service.do(Work(ask=ask))

@@ -31,7 +31,7 @@ TOGETHER = 64
 # Of so many events one after another, a batch takes what nobody should wait for longer.
 EVENTS = 2_000
 WAITING = 512
-# Seconds that a request would wait, by how long the last ones took, from which on it is refused: who asks again a
+# Seconds that a request would wait, by how long the last batches took, from which on it is refused: who asks again a
 # second later is answered sooner than who waits with all others. Behind a single batch nobody is refused.
 PATIENCE = 0.25
 _WEIGHT = 0.2
@@ -83,7 +83,7 @@ class Service:
         self._most, self._queue = waiting, deque[Work]()
         self._wake, self._closing, self._listened = threading.Condition(), False, float("-inf")
         self.beat, self.set_aside, self._begun = time.monotonic(), 0, 0
-        self._each = 0.0
+        self._took = 0.0
         self.failing: set[_Step] = set()
         # By step, since a store that takes nothing in may still be read.
         self._shut: dict[_Step, _Shut] = {}
@@ -104,15 +104,16 @@ class Service:
     def full(self) -> bool:
         """Whether what is asked now would be refused."""
         waiting = len(self._queue)
-        late = waiting >= TOGETHER and waiting * self._each > PATIENCE
-        return late or waiting >= self._most or self._closing
+        late = waiting >= TOGETHER and (waiting // TOGETHER + 1) * self._took > PATIENCE
+        return late or waiting >= self._most
 
     async def do(self, work: Work) -> Work:
         """The work when it is done. Raises Overloaded if too much waits, and what it failed with."""
         loop = asyncio.get_running_loop()
         work.done = loop.create_future()
         with self._wake:
-            if self.full:
+            # What is to be done to the recommender itself is rare, and done already as far as others can see.
+            if self._closing or (work.act is None and self.full):
                 raise Overloaded
             self._queue.append(work)
             self._wake.notify()
@@ -148,7 +149,7 @@ class Service:
             if batch:
                 self._follow(batch)
                 self._begun = 0
-                self._each += _WEIGHT * ((time.monotonic() - self.beat) / len(batch) - self._each)
+                self._took += _WEIGHT * (time.monotonic() - self.beat - self._took)
                 # One call for a whole batch: each wakes the loop.
                 batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
 

@@ -28,6 +28,7 @@ from hiertcn.watchdog import watch
 CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
+_LONGER = 1.0
 _SWITCH = 0.0005
 _OFTEN = 10_000, 20, 20
 HEAD = 64 << 10
@@ -66,11 +67,13 @@ class Protocol(HttpToolsProtocol):
         self._wait()
 
     def on_headers_complete(self) -> None:
-        self._stop_waiting()
+        # Whoever reads the body waits for it no longer; where nobody does, it ends here.
+        self._wait(SLOW + _LONGER)
         self._head = None
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        self._stop_waiting()
         self._head, self._mixed = 0, True
         super().on_message_complete()
 
@@ -78,9 +81,9 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait(self) -> None:
+    def _wait(self, seconds: float = SLOW) -> None:
         self._stop_waiting()
-        self._deadline = self.loop.call_later(SLOW, self.transport.close)
+        self._deadline = self.loop.call_later(seconds, self.transport.close)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from hiertcn.errors import InputError, nearest
 from hiertcn.quarantine import shown
 from hiertcn.retrieval.exact import ExactIndex
-from hiertcn.retrieval.protocol import Index
+from hiertcn.retrieval.protocol import SMALL, Index
 
 _PORT = 6333
 _FAISS = {"faiss": None} | {f"faiss:{kind}": kind for kind in ("flat", "hnsw", "ivf", "ivfpq")}
@@ -29,20 +29,21 @@ FORMS = (
     "qdrant:memory",
 )
 """What `open_index` can be told."""
-# Up to so many items all are compared in full.
-FEW = 20_000
 
 
-def open_index(url: str, vectors: npt.NDArray[Any], *, cache: Path | None = None, threads: int = 1) -> Index:
+def open_index(
+    url: str, vectors: npt.NDArray[Any], *, cache: Path | None = None, threads: int = 1, biased: bool = False
+) -> Index:
     """The index named by `url`, one of FORMS, over `vectors`, float32 or float16 [n + 1, Q].
 
-    `auto` is `exact` for few items, for more `faiss` where it is installed, else `int8`. `qdrants` is Qdrant through
+    `auto` is `exact` for few items, for more `faiss` where it is installed, else `int8`; for vectors whose last number
+    is a bias, `biased`, `int8`: it lies far outside what the cells of faiss are made for. `qdrants` is Qdrant through
     TLS; a server's key is read from the environment (`qdrant.API_KEY`). cache, threads: of approximate ones, as
     ApproximateIndex has them. Raises InputError for any other url or for vectors that are none, and StorageError where
     a server can't be reached.
     """
     if url == "auto":
-        url = _for(len(vectors) - 1)
+        url = _for(len(vectors) - 1, biased)
     if url == "exact":
         return ExactIndex(vectors)
     if url == "int8" or url in _FAISS:
@@ -60,11 +61,11 @@ def open_index(url: str, vectors: npt.NDArray[Any], *, cache: Path | None = None
     )
 
 
-def _for(items: int) -> str:
+def _for(items: int, biased: bool) -> str:
     """The form that suits so many items, with what is installed."""
-    if items <= FEW:
+    if items < SMALL:
         return "exact"
-    return "faiss" if find_spec("faiss") else "int8"
+    return "faiss" if find_spec("faiss") and not biased else "int8"
 
 
 def _server(url: str) -> dict[str, Any] | None:

@@ -82,18 +82,19 @@ class Int8:
     def _best(self, queries: Vectors, k: int, hidden: Rows) -> Rows:
         sizes = np.maximum(np.abs(queries).max(axis=1, keepdims=True), 1e-30) / _MOST_QUERY
         products = self._products((np.rint(queries / sizes) + _ZERO).astype(np.uint8))
+        # Less than any product can be.
         products[:, hidden] = _LEAST
         # The k best are in the k columns whose best ones are best.
         held, columns = len(queries), len(self._scales)
         wide = min(k, columns)
-        tops = products.reshape(held, LANES, columns).max(axis=1) * self._scales
+        tops = _scaled(products.reshape(held, LANES, columns).max(axis=1), self._scales)
         chosen = np.argpartition(tops, columns - wide, axis=1)[:, None, columns - wide :]
         places = (chosen + columns * np.arange(LANES)[:, None]).reshape(held, -1)
         whole = products.take(places + np.arange(held)[:, None] * products.shape[1])
-        scores = whole.reshape(held, LANES, wide) * self._scales[chosen]
-        best = np.argpartition(scores.reshape(held, -1), LANES * wide - k, axis=1)[:, LANES * wide - k :]
-        found: Rows = self._places.take(np.take_along_axis(places, best, axis=1))
-        return found
+        scores = _scaled(whole.reshape(held, LANES, wide), self._scales[chosen]).reshape(held, -1)
+        best = np.argpartition(scores, LANES * wide - k, axis=1)[:, LANES * wide - k :]
+        found = self._places.take(np.take_along_axis(places, best, axis=1))
+        return np.where(np.isneginf(np.take_along_axis(scores, best, axis=1)), -1, found)
 
     def vectors(self) -> None:
         """It holds none."""
@@ -106,6 +107,13 @@ class Int8:
 def build(vectors: npt.NDArray[Any], threads: int = 1, going: Callable[[], bool] = lambda: True) -> Int8:
     """Over `vectors`, floats [n, Q]. Raises Stopped as soon as `going` says no, InputError for more than 2 GB."""
     return Int8(vectors, threads, going)
+
+
+def _scaled(products: npt.NDArray[np.int32], scales: Vectors) -> Vectors:
+    """Scores; −inf for what is hidden, whatever its scale."""
+    scores: Vectors = products * scales
+    scores[products == _LEAST] = -np.inf
+    return scores
 
 
 def _peaks(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

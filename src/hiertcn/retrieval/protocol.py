@@ -21,6 +21,8 @@ Found = tuple[Rows, Vectors]
 
 # Inner products of such numbers stay finite, in any number of dimensions that fits in memory.
 LARGEST = 1e15
+# Fewer items than these are all compared, where nobody chose.
+SMALL = 20_000
 _BLOCK = 1 << 16
 
 

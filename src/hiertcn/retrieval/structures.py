@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SMALL", "Faiss", "build", "kind_for", "load", "parameters", "version"]
+__all__ = ["Faiss", "build", "kind_for", "load", "parameters", "version"]
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.errors import Stopped
-from hiertcn.retrieval.protocol import Allowed, Rows, Vectors
+from hiertcn.retrieval.protocol import SMALL, Allowed, Rows, Vectors
 
-LEAST, SMALL = 64, 20_000
+LEAST = 64
 LINKS, BUILD_WIDTH = 32, 100
 # The width of a search of so many items; it grows with the fourth root of their number, to find the same share of them.
 WIDTH, WIDTH_AT = 170, 100_000

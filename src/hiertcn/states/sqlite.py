@@ -70,7 +70,7 @@ class SQLiteStates(StateStore):
             # Personal data, so the owner's only.
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = sqlite3.connect(
-                self.path, timeout=WAIT, isolation_level=None, check_same_thread=False, cached_statements=32
+                self.path, timeout=WAIT, isolation_level=None, check_same_thread=False, cached_statements=128
             )
             try:
                 self._set_up()

@@ -273,8 +273,8 @@ def digest_in(data: bytes) -> bytes:
 
 
 def forgotten_in(data: bytes) -> int | None:
-    """Microseconds: what was stored up to then was to be forgotten; None if none was, or it is no state."""
-    if len(data) < _HEADER.size:
+    """Microseconds: what was stored up to then was to be forgotten; None if none was, or it is damaged or no state."""
+    if len(data) < _HEADER.size or data[-_CHECK.size :] != _CHECK.pack(zlib.crc32(data[: -_CHECK.size])):
         return None
     magic, form, _, _, _, forgotten, *_ = _HEADER.unpack_from(data)
     return None if (magic, form) != (_MAGIC, _FORMAT) or forgotten == _NEVER else int(forgotten)

@@ -33,6 +33,9 @@ def replay(
     user: Annotated[list[str] | None, typer.Option(help="This one alone; can be given again.")] = None,
     users: Annotated[int | None, typer.Option(help="So many users at most.", min=1, show_default="all")] = None,
     since: Annotated[str | None, typer.Option(help="Leave out earlier events: ISO 8601, or as in the log.")] = None,
+    forgotten: Annotated[
+        Path | None, typer.Option(help="Who stays forgotten: what GET /v1/forgotten answered.")
+    ] = None,
     durability: Durability = "fsync",
     preset: Annotated[str | None, typer.Option(help="Options of a known public set.")] = None,
     event_id: Annotated[str | None, within("Columns", "An id of each event.", "user, item and time")] = None,
@@ -53,6 +56,7 @@ def replay(
     What is stored already changes nothing, so a replay that was ended goes on when it is run again. Read the log as
     it was read by `hiertcn prepare`.
     """
+    from hiertcn.forgotten import read_forgotten, remember
     from hiertcn.replay import replay as replay_log
     from hiertcn.served import exported_of, served
     from hiertcn.states import open_states
@@ -74,7 +78,9 @@ def replay(
     begin = None if since is None else parse_time(since, events.time_form, config.tz)
     events = _chosen(events, begin, user, users)
     model = exported_of(run) or served(run)
+    marks = {} if forgotten is None else read_forgotten(forgotten)
     with open_states(_patient(state), durability, say) as states:  # type: ignore[arg-type]
+        remember(states, marks, model.digest)
         with Bar(console, "events", events.frame.height) as bar:
             done = replay_log(model, states, events, rebuild=rebuild, advance=bar.advance)
         say(f"{done}; {bar.rate:,.0f} events/s")
