@@ -79,7 +79,8 @@ def test_an_index_and_boosts_give_what_all_scores_give(
     is_open = None if shut is None else random.random(items + 1) >= shut
     limits = []
     for user in range(users):
-        out = np.flatnonzero(random.random(items + 1) < hidden)
+        # In any order: what a person had comes in that of time.
+        out = random.permutation(np.flatnonzero(random.random(items + 1) < hidden))
         among = None if user % 2 else np.unique(random.integers(1, items + 1, 12))
         limits.append(Limits(int(random.integers(1, 40)), out[out > 0], among, is_open))
     expected = Scorer(model).best(queries, limits)  # type: ignore[arg-type]

@@ -157,6 +157,13 @@ def test_a_mistyped_field_is_told_those_that_there_are(server: Server) -> None:
     assert [one["status"] for one in said.body["results"]] == ["invalid", "invalid", "applied"]
 
 
+def test_what_the_user_had_is_left_out_whatever_came_first(server: Server) -> None:
+    for number, item in enumerate("dbe"):
+        assert server.post("/v1/observe", {"event": event("had", item, number)}).status == 200
+    found = server.post("/v1/recommend", {"user_id": "had", "k": 5, "exclude_seen": True}).body["items"]
+    assert {one["item_id"] for one in found} == {"a", "c"}
+
+
 def test_what_a_client_adds_apart_is_not_read(server: Server) -> None:
     added = {"extensions": {"trace": ["a", 1, {"k": None}]}}
     given = event("extended", "a", 0)

@@ -52,6 +52,4 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(
-            f"{path} can't be read as TOML: {error}. Give a file with [model] and [train] tables."
-        ) from error
+        raise InputError(f"{path} can't be read as TOML: {error}. Give a file as the docs show it.") from error

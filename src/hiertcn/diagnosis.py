@@ -24,7 +24,7 @@ from hiertcn.messages import MOST_EVENTS
 from hiertcn.openapi import BODY
 from hiertcn.quarantine import shown
 from hiertcn.recommender import LATENESS
-from hiertcn.retrieval import FORMS
+from hiertcn.retrieval import FORMS, form_for
 from hiertcn.served import Served, exported_of, served
 from hiertcn.server import RETENTION
 from hiertcn.service import TOGETHER, WAITING
@@ -150,7 +150,9 @@ def _index(url: str, model: Served | None, problems: list[str]) -> dict[str, Any
     package = "faiss-cpu" if url.startswith("faiss") else "qdrant-client" if url.startswith("qdrant") else None
     if package and _version(package) == "not installed":
         problems.append(f"The index {shown(url)} needs {package}, which is not installed.")
-    if model is not None and url.startswith(("auto", "faiss")):
+    if url == "auto" and model is not None:
+        url = facts["chosen"] = form_for(model.catalog.size, getattr(model, "bias", None) is not None)
+    if model is not None and url.startswith("faiss"):
         files = sorted((model.path / "index").glob("*.index"))
         size = sum(file.stat().st_size for file in files)
         facts["cache"] = f"{len(files)} files of {size:,} bytes" if files else "none: it is built when a server starts"

@@ -68,6 +68,8 @@ def checked(folder: Path, listed: dict[str, Any], kind: Kind = MODEL) -> Path:
     path: Path = folder / listed["file"]
     if path.is_symlink() or not path.is_file():
         raise ArtifactError(f"{path} is not a plain file of {kind.name}. Copy the folder again or {kind.again}.")
+    if not os.access(path, os.R_OK):
+        raise ArtifactError(f"{path} may not be read by this user. Let it (chmod, chown), or {kind.again}.")
     if path.stat().st_size != listed["bytes"] or (actual := digest_of(path)) != listed["sha256"]:
         found = f"{path.stat().st_size} bytes" if path.stat().st_size != listed["bytes"] else f"SHA-256 {actual}"
         raise ArtifactError(

@@ -118,7 +118,7 @@ class Scorer:
         scores = np.where(_within(rows, boosted.rows) | (rows == 0), -np.inf, scores)
         rows = np.concatenate([rows, boosted.rows], axis=1)
         scores = np.concatenate([scores, boosted.scores], axis=1)
-        hidden = _padded([limit.hidden for limit in limits])
+        hidden = _padded([np.sort(limit.hidden) for limit in limits])
         if hidden.shape[1]:
             scores = np.where(_within(rows, hidden), -np.inf, scores)
         for mine, row, limit in zip(scores, rows, limits, strict=True):

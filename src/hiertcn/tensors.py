@@ -20,7 +20,11 @@ def write_tensors(folder: Path, stem: str, tensors: dict[str, Tensor]) -> dict[s
     """Write tensors to `folder` under a name with their digest; what a manifest says of the file."""
     written = folder / f"{stem}{ASIDE}"
     with written_aside(written) as aside:
+        # The library lets its owner alone read a file; a server may be somebody else.
+        aside.touch()
+        mode = aside.stat().st_mode
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
+        aside.chmod(mode)
     digest = digest_of(written)
     named = written.rename(folder / f"{stem}-{digest[:12]}.safetensors")
     return {"file": named.name, "sha256": digest, "bytes": named.stat().st_size}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FORMS", "ExactIndex", "Index", "open_index"]
+__all__ = ["FORMS", "ExactIndex", "Index", "form_for", "open_index"]
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,7 +43,7 @@ def open_index(
     a server can't be reached.
     """
     if url == "auto":
-        url = _for(len(vectors) - 1, biased)
+        url = form_for(len(vectors) - 1, biased)
     if url == "exact":
         return ExactIndex(vectors)
     if url == "int8" or url in _FAISS:
@@ -61,8 +61,8 @@ def open_index(
     )
 
 
-def _for(items: int, biased: bool) -> str:
-    """The form that suits so many items, with what is installed."""
+def form_for(items: int, biased: bool) -> str:
+    """What `auto` is for so many items, with what is installed; biased: as of `open_index`."""
     if items < SMALL:
         return "exact"
     return "faiss" if find_spec("faiss") and not biased else "int8"
