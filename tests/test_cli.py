@@ -63,6 +63,12 @@ def test_simulate(ask: Ask, tmp_path: Path, place: Path) -> None:
     log = pl.read_parquet(place / "log.parquet")
     assert log.equals(pl.read_parquet(tmp_path / "new" / "same.parquet"))
     assert log["user_id"].n_unique() == 40
+    # A log of somebody's is not lost.
+    (tmp_path / "mine.parquet").write_text("precious")
+    refused = ask("simulate", "--out", tmp_path / "mine.parquet", *flags)
+    assert (refused.code, (tmp_path / "mine.parquet").read_text()) == (2, "precious")
+    assert "pass --overwrite" in refused.err
+    assert ask("simulate", "--out", tmp_path / "mine.parquet", "--overwrite", *flags).code == 0
     answer = ask("simulate", "--out", tmp_path / "control.parquet", "--shuffled", *flags)
     assert f"{log.height:,} events" in answer.err
     control = pl.read_parquet(tmp_path / "control.parquet")

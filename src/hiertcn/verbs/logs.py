@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from hiertcn.cache import Cache
+from hiertcn.errors import InputError
 from hiertcn.files import written_aside
 from hiertcn.inspection import describe, inspection
 from hiertcn.preparation import prepare as prepare_log
@@ -112,8 +113,11 @@ def simulate(
     noise: Annotated[float, typer.Option(help="Share of events that are any item.")] = 0.1,
     seed: Annotated[int, typer.Option()] = 0,
     shuffled: Annotated[bool, typer.Option("--shuffled", help="The control: items permuted over all events.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file at --out.")] = False,
 ) -> None:
     """Simulate a log whose best possible ranking is known: long-term taste × session intent × noise."""
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} is there already. Choose another --out, or pass --overwrite to replace it.")
     config = SimulationConfig(
         users=users, sessions=sessions, session_length=session_length, loyalty=loyalty, noise=noise, seed=seed
     )
