@@ -220,7 +220,7 @@ class Counted(ExactIndex):
 def test_two_indexes_are_open_at_most(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is swapped, rolled back or refused, early or late; and a rollback finds what was closed."""
     Counted.now = Counted.most = 0
-    monkeypatch.setattr(deployments, "open_index", lambda _, vectors, cache: Counted(vectors))
+    monkeypatch.setattr(deployments, "open_index", lambda _, vectors, **options: Counted(vectors))
     refusal = Mock(side_effect=ArtifactError("it says nothing that makes sense"))
 
     with deployed(root) as (deployment, service):
