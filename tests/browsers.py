@@ -116,15 +116,19 @@ def listed(page: Any, name: str) -> list[str]:
     return [str(one.get_attribute("data-id")) for one in column(page, name).get_by_role("listitem").all()]
 
 
+# A picture that is gone gives way to a letter, sooner or later.
+_WITHOUT_PICTURES = """all => all.map(one =>
+    [...one.children].filter(part => !part.classList.contains("picture")).map(part => part.textContent).join(""))"""
+
+
 def timeline(page: Any) -> list[list[str]]:
     """The names in each session, the latest session first."""
     sessions = region(page, "Sessions").locator(".timeline > li").all()
-    return [session.locator(".event bdi").all_text_contents() for session in sessions]
+    return [session.locator(".event").evaluate_all(_WITHOUT_PICTURES) for session in sessions]
 
 
 def picked(page: Any, *names: str) -> None:
     """Wait until these are what is in the latest session."""
-    # Their names alone: a picture that is gone gives way to a letter, sooner or later.
     expect(region(page, "Sessions").locator(".timeline > li").first.locator(".event bdi")).to_have_text(list(names))
 
 
