@@ -127,9 +127,9 @@ def _write_page() -> None:
             *stated["figures"]["notes"],
         ]
     page += [
-        "The falling rate hurts over ten passes and stays until the claims are measured anew, whose figures are with "
-        "it; averaged weights bring nothing here. Few passes favour what learns fast, so what a normalisation or more "
-        "width bring over the ten of the preset is not measured. Vectors of co-visitation help and are "
+        "What is kept though it hurts, or may do either, over ten passes stays until the claims are measured anew, "
+        "whose figures are with it. Few passes favour what learns fast, so what a normalisation or more width bring "
+        "over the ten of the preset is not measured. Vectors of co-visitation help and are "
         'not in the preset, which trains from the log alone: `hiertcn embed`, then `--catalog` and `vectors = "both"`.',
         "Not tried: learned start tokens; AGG by attention, by the last item, or weighted by recency; a gate between "
         "repeating and exploring, whose place boosts of the last items take; how long a page was read, which few logs "

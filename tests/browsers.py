@@ -129,7 +129,9 @@ def timeline(page: Any) -> list[list[str]]:
 
 def picked(page: Any, *names: str) -> None:
     """Wait until these are what is in the latest session."""
-    expect(region(page, "Sessions").locator(".timeline > li").first.locator(".event bdi")).to_have_text(list(names))
+    expect(region(page, "Sessions").locator(".timeline > li").first.locator(".event > :not(.picture)")).to_have_text(
+        list(names)
+    )
 
 
 def kept(server: Server, user: str) -> list[list[str]]:

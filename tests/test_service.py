@@ -58,6 +58,26 @@ class Failing(MemoryStates):
         super().update(keys, fn)
 
 
+class Slow(MemoryStates):
+    """A store whose every update takes so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def update(self, keys: Any, fn: Any) -> None:
+        time.sleep(self._seconds)
+        super().update(keys, fn)
+
+
+async def shed_of(service: Service, many: int) -> int:
+    """Of so many picks at once, how many are refused."""
+    asked = [service.do(Work([pick(number)])) for number in range(many)]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert all(isinstance(one, Work | Overloaded) for one in found)
+    return sum(isinstance(one, Overloaded) for one in found)
+
+
 def pick(number: int) -> Event:
     return Event(f"u{number % 5}", "abcdex"[number % 6], START + 40 * number, f"e{number}")
 
@@ -219,18 +239,7 @@ def test_who_would_wait_for_long_is_refused_and_who_is_behind_one_batch_never(
     monkeypatch.setattr("hiertcn.service.TOGETHER", 4)
     monkeypatch.setattr("hiertcn.service.PATIENCE", 0.1)
 
-    class Slow(Failing):
-        def update(self, keys: Any, fn: Any) -> None:
-            time.sleep(0.05)
-            super().update(keys, fn)
-
-    async def shed_of(service: Service, many: int) -> int:
-        asked = [service.do(Work([pick(number)])) for number in range(many)]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        assert all(isinstance(one, Work | Overloaded) for one in found)
-        return sum(isinstance(one, Overloaded) for one in found)
-
-    with service_of(run, Slow()) as service:
+    with service_of(run, Slow(0.05)) as service:
         # Nothing is known yet of how long it takes.
         assert asyncio.run(shed_of(service, 30)) == 0
         # Some 12 ms each: 8 of them are what somebody waits for.
@@ -240,20 +249,11 @@ def test_who_would_wait_for_long_is_refused_and_who_is_behind_one_batch_never(
 
 
 def test_a_burst_of_what_a_few_batches_take_is_not_refused(run: Run) -> None:
-    class Slow(Failing):
-        def update(self, keys: Any, fn: Any) -> None:
-            time.sleep(0.01)
-            super().update(keys, fn)
-
-    async def ask(service: Service, many: int) -> int:
-        asked = [service.do(Work([pick(number)])) for number in range(many)]
-        return sum(isinstance(one, Overloaded) for one in await asyncio.gather(*asked, return_exceptions=True))
-
-    with service_of(run, Slow()) as service:
+    with service_of(run, Slow(0.01)) as service:
         # One at a time each takes a whole batch; together they don't.
         for number in range(20):
             asyncio.run(service.do(Work([pick(number)])))
-        assert asyncio.run(ask(service, 300)) == 0
+        assert asyncio.run(shed_of(service, 300)) == 0
 
 
 def test_what_is_done_to_the_recommender_is_not_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

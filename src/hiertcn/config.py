@@ -47,9 +47,9 @@ def _problem(error: ErrorDetails, known: list[str]) -> str:
     return f"{name} = {str(error['input'])[:80]!r} {message}"
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises InputError if it can't be read."""
+def read_toml(path: Path, expected: str = "[model] and [train] tables") -> dict[str, Any]:
+    """What a TOML file holds. Raises InputError, which says that `expected` is, if it can't be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} can't be read as TOML: {error}. Give a file as the docs show it.") from error
+        raise InputError(f"{path} can't be read as TOML: {error}. Give a file with {expected}.") from error

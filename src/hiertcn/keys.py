@@ -68,7 +68,7 @@ class Keys:
     @classmethod
     def read(cls, path: Path) -> Keys:
         """Of a TOML file such as KeysConfig describes. Raises InputError for another."""
-        return cls(KeysConfig(**read_toml(path)))
+        return cls(KeysConfig(**read_toml(path, 'lines such as write = ["DIGEST"], which `hiertcn key` prints')))
 
     def __len__(self) -> int:
         return len(self._known)

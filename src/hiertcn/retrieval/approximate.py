@@ -110,9 +110,9 @@ class ApproximateIndex(Index):
     def _structure(self, base: npt.NDArray[Any], cache: Path | None) -> Structure:
         # Each of them needs a package of its own.
         if self._kind == "int8":
-            from hiertcn.retrieval import int8
+            from hiertcn.retrieval.int8 import Int8
 
-            return int8.build(base, self._threads, lambda: not self._closed)
+            return Int8(base, self._threads, lambda: not self._closed)
         from hiertcn.retrieval import structures
 
         kind = self._kind or structures.kind_for(len(base))

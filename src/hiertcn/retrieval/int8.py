@@ -7,7 +7,7 @@ Legend: n places, B queries of a pass, C columns, L = LANES items of a column, Q
 
 from __future__ import annotations
 
-__all__ = ["LANES", "MORE", "Int8", "build"]
+__all__ = ["Int8"]
 
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +38,7 @@ class Int8:
     """Places 0…n − 1 of the vectors it was built over. Searched by several threads at a time, and never changed.
 
     Places lie in columns by their largest number, so that items of one column, with one scale, are alike in size.
+    vectors: floats [n, Q]. Raises Stopped as soon as `going` says no, InputError for more than 2 GB.
     """
 
     kind, exact = KIND, False
@@ -102,11 +103,6 @@ class Int8:
     def facts(self) -> dict[str, str]:
         """For people."""
         return {"kind": KIND, "onnxruntime": str(ort.__version__)}
-
-
-def build(vectors: npt.NDArray[Any], threads: int = 1, going: Callable[[], bool] = lambda: True) -> Int8:
-    """Over `vectors`, floats [n, Q]. Raises Stopped as soon as `going` says no, InputError for more than 2 GB."""
-    return Int8(vectors, threads, going)
 
 
 def _scaled(products: npt.NDArray[np.int32], scales: Vectors) -> Vectors:

@@ -99,7 +99,7 @@ class Faiss:
         search."""
         assert self._cells is not None
         scores, rest = queries @ self._cells.T, len(self._cells) - params.nprobe
-        cells = np.ascontiguousarray(np.argpartition(scores, rest, axis=1)[:, rest:] if rest else _all(scores))
+        cells = np.ascontiguousarray(np.argpartition(scores, rest, axis=1)[:, rest:])
         near = np.take_along_axis(scores, cells, axis=1)
         best, places = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
         arrays = (faiss.swig_ptr(array) for array in (cells, near, best, places))
@@ -246,11 +246,6 @@ def _blocks(vectors: npt.NDArray[Any], going: Callable[[], bool]) -> Iterator[Ve
 def _bent(block: Vectors) -> Vectors:
     norms = np.linalg.norm(block, axis=1, keepdims=True)
     return np.where(norms > 0, block * np.maximum(norms, 1e-30) ** (BEND - 1), 0).astype(np.float32)
-
-
-def _all(scores: Vectors) -> Rows:
-    """Of all columns of `scores`."""
-    return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
 
 
 class _Memory:
