@@ -38,7 +38,7 @@ FLOORS = {
           models.protocol models.recurrence models.rules models.sasrec models.sknn models.tcn models.trending models.var
           models.windowed
           retrieval retrieval.approximate retrieval.exact retrieval.indexfile retrieval.protocol retrieval.qdrant
-          retrieval.ranks retrieval.int8 retrieval.structures retrieval.table""",
+          retrieval.ranks retrieval.blocks retrieval.cells retrieval.int8 retrieval.structures retrieval.table""",
     2: """sessions catalog ragged packing ranges sequences trends follows crowd losses negatives synth metrics filters
           splits itemlist vectors impressions itemrows skew""",
     1: "events columns options quarantine sources tables lines times config errors files",

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hiertcn.retrieval import structures
+from hiertcn.retrieval import blocks, structures
 from hiertcn.retrieval.approximate import ApproximateIndex
 from indexes import asked, learned_vectors, plain_search, recall
 
@@ -139,7 +139,7 @@ def test_what_fails_in_the_background_leaves_the_old_one_in_use(
 
 
 def test_closing_ends_what_is_being_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(structures, "_BLOCK", 1)
+    monkeypatch.setattr(blocks, "BLOCK", 1)
     vectors = learned_vectors(3_000, 8)
     index = ApproximateIndex(vectors, "flat", beside=10)
     index.put(rows(3_001, 3_020), vectors[1:20])

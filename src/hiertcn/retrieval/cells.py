@@ -1,0 +1,208 @@
+"""Cells of vectors in 8 bits, those probed where the best items may be: by a cell's centre, and by how far its items
+spread from it in the direction of a query.
+
+By their centres alone, twice as many would have to be: items lie far out in a wide cell whose centre is no better than
+others.
+
+Legend: n places, T queries, Q size of a vector, L cells, G groups of directions.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Cells", "build", "load", "parameters"]
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load as restored
+from safetensors.numpy import save
+
+from hiertcn.retrieval.blocks import BLOCK, blocks, check_going, looked_up_by_product, stored
+from hiertcn.retrieval.protocol import Allowed, Rows, Vectors
+
+KIND = "ivf"
+# Of cells that hold the vectors themselves, each number in 8 bits: so many times the root of the number of items; they
+# are learned from so many vectors each, in so many rounds; and as many are probed as find this share of the best
+# BEST_OF for vectors like those of the items, which ASKED tell.
+CELLS, LEARNED, ROUNDS, RECALL, BEST_OF, ASKED, TURNED = 9, 48, 8, 0.98, 50, 256, 0.7
+# What 8 bits say of the last ones found is not certain, the less the closer items lie; so of so many one more is found,
+# within these bounds. And who asks for BEST_OF that may be given asks for some more, too.
+ONE_MORE_OF, MORE, MOST_MORE = 20_000, 16, 128
+# The best of n numbers lies some sqrt(2 ln n) spreads above their mean; so many times that is looked for. How far items
+# spread is told by GROUPS of directions that have equal shares of it in all cells together.
+BOLD, GROUPS = 1.25, 8
+# In these bytes is told how many more hold what the library does not.
+_HEAD = 8
+
+
+class _Spread(NamedTuple):
+    """axes:   float32 [Q, Q]: directions in columns, those in which items lie farthest from their cells' centres first,
+            each as long as they lie there
+    starts: int64 [G]: the first axis of each group
+    wide:   float32 [L, G]: by group the squares, as shares of those of all cells, of how far a cell's best item may
+            lie"""
+
+    axes: Vectors
+    starts: Rows
+    wide: Vectors
+
+    def reach(self, queries: Vectors) -> Vectors:
+        """float32 [T, L]: how much more than its centre the best item of each cell may score."""
+        along = np.add.reduceat((queries @ self.axes) ** 2, self.starts, axis=1)
+        found: Vectors = along @ self.wide.T
+        return np.sqrt(found, out=found)
+
+
+class Cells:
+    """Places 0…n − 1 of the vectors it was built over. Searched by several threads at a time, and never changed.
+
+    more: so many more than are asked for are found
+    """
+
+    kind, exact = KIND, False
+
+    def __init__(self, index: Any, spread: _Spread, threads: int) -> None:
+        self._index, self._spread, self._threads = index, spread, threads
+        self._centres = stored(index.quantizer, index)
+        self.more = min(max(MORE, index.ntotal // ONE_MORE_OF), MOST_MORE)
+
+    def find(self, queries: Vectors, k: int, marked: Allowed, count: int) -> Rows:
+        """int64 [T, C]: places with the largest scores, of the `count` that `marked`, bool [n], marks; −1 for none.
+
+        More than k of them, since scores are only estimated here.
+        """
+        # A thread's own setting; without it the library takes all cores.
+        faiss.omp_set_num_threads(self._threads)
+        chosen = {}
+        if count < len(marked):
+            chosen = {"sel": faiss.IDSelectorBitmap(np.packbits(marked, bitorder="little"))}
+        # What is passed by on the way counts among what is looked at.
+        probed = self._index.nprobe * max(1, k / (BEST_OF + MORE)) ** 0.5 * len(marked) / count
+        return self.near(queries, min(count, k + self.more), max(1, min(len(self._centres), int(probed))), chosen)
+
+    def near(self, queries: Vectors, k: int, probed: int, chosen: dict[str, Any]) -> Rows:
+        """int64 [T, k]: the best places of so many cells. Of so many cells, two products and a partition are far
+        quicker than the library's own search."""
+        scores = queries @ self._centres.T
+        scores += self._spread.reach(queries)
+        rest = len(self._centres) - probed
+        cells = np.ascontiguousarray(scores.argpartition(rest, axis=1)[:, rest:])
+        best, places = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
+        # What cells score is only added where they hold what is left of vectors.
+        arrays = (faiss.swig_ptr(array) for array in (cells, scores, best, places))
+        params = faiss.SearchParametersIVF(nprobe=probed, **chosen)
+        # The method that takes arrays takes no parameters.
+        self._index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *arrays, False, params)
+        return places
+
+    def vectors(self) -> None:
+        """It holds none."""
+
+    def facts(self) -> dict[str, str]:
+        """What it is, for people."""
+        return {"kind": f"faiss:{KIND}", "faiss": str(faiss.__version__), **parameters()}
+
+    def to_bytes(self) -> npt.NDArray[np.uint8]:
+        """All of it."""
+        spread = save({name: np.ascontiguousarray(array) for name, array in self._spread._asdict().items()})
+        data: npt.NDArray[np.uint8] = faiss.serialize_index(self._index)
+        return np.concatenate([np.frombuffer(len(spread).to_bytes(_HEAD, "little") + spread, dtype=np.uint8), data])
+
+
+def parameters() -> dict[str, str]:
+    """What it is built and searched by."""
+    found = {"cells": f"{CELLS} times the root", "recall": str(RECALL), "bits": "8"}
+    return {**found, "bold": str(BOLD), "groups": str(GROUPS)}
+
+
+def load(data: npt.NDArray[np.uint8], threads: int) -> Cells:
+    """What `to_bytes` gave. Only for bytes that are known to be it: nothing is checked."""
+    end = _HEAD + int.from_bytes(data[:_HEAD].tobytes(), "little")
+    spread = _Spread(**restored(data[_HEAD:end].tobytes()))
+    return Cells(faiss.deserialize_index(data[end:]), spread, threads)
+
+
+def build(vectors: npt.NDArray[Any], threads: int, going: Callable[[], bool]) -> Cells:
+    """Cells learned from a part of `vectors`, floats [n, Q]. The nearest one takes an item, so that those of large norm
+    have cells of their own; they are looked up by inner product. Raises Stopped as soon as `going` says no."""
+    size, dim = vectors.shape
+    cells = max(1, min(size // 8, int(CELLS * size**0.5)))
+    quantizer = faiss.IndexFlatL2(dim)
+    kind = faiss.ScalarQuantizer.QT_8bit
+    index = faiss.IndexIVFScalarQuantizer(quantizer, dim, cells, kind, faiss.METRIC_INNER_PRODUCT)
+    index.by_residual, index.cp.spherical = False, False
+    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = ROUNDS, LEARNED, 1
+    sample = np.random.default_rng(0).permutation(size)[: LEARNED * cells]
+    index.train(np.asarray(vectors[np.sort(sample)], dtype=np.float32))
+    for block in blocks(vectors, going):
+        index.add(block)
+    looked_up_by_product(index)
+    found = Cells(index, _spread(index, vectors, going), threads)
+    index.nprobe = _enough(found, index.nlist, vectors, going)
+    return found
+
+
+def _spread(index: Any, vectors: npt.NDArray[Any], going: Callable[[], bool]) -> _Spread:
+    """How the vectors lie about the centres of their cells."""
+    centres, held = stored(index.quantizer, index), np.zeros(index.nlist)
+    dim = vectors.shape[1]
+
+    def beside(cell: int) -> Vectors:
+        """[items, Q]: from the centre to each of the items."""
+        held[cell] = size = index.invlists.list_size(cell)
+        places = np.sort(faiss.rev_swig_ptr(index.invlists.get_ids(cell), size)) if size else np.empty(0, dtype=int)
+        found: Vectors = np.asarray(vectors[places], dtype=np.float32) - centres[cell]
+        return found
+
+    whole = np.zeros((dim, dim))
+    for cell in range(index.nlist):
+        check_going(going)
+        away = beside(cell)
+        whole += away.T @ away
+    lengths, axes = np.linalg.eigh(whole / max(held.sum(), 1))
+    lengths, axes = np.maximum(lengths[::-1], 1e-12), axes[:, ::-1]
+    shares = np.append(0.0, np.cumsum(lengths)) / lengths.sum()
+    starts = np.unique(np.searchsorted(shares[:-1], np.arange(GROUPS) / GROUPS))
+    starts = starts[starts < dim]
+    wide = np.zeros((index.nlist, len(starts)))
+    for cell in range(index.nlist):
+        check_going(going)
+        along = np.add.reduceat((beside(cell) @ axes) ** 2, starts, axis=1)
+        wide[cell] = along.sum(axis=0) / max(held[cell], 1)
+    wide *= 2 * BOLD**2 * np.log1p(held)[:, None] / np.add.reduceat(lengths, starts)
+    return _Spread((axes * np.sqrt(lengths)).astype(np.float32), starts, wide.astype(np.float32))
+
+
+def _enough(cells: Cells, most: int, vectors: npt.NDArray[Any], going: Callable[[], bool]) -> int:
+    """So many cells as hold RECALL of the best of all, for queries in directions of items, turned by noise."""
+    random = np.random.default_rng(1)
+    size = len(vectors)
+    some = np.asarray(vectors[np.sort(random.integers(0, size, ASKED))], dtype=np.float32)
+    # As large as the vectors are, and as they lie.
+    noise = some[random.permutation(ASKED)] - some[random.permutation(ASKED)]
+    queries = _of_length_one(some) + TURNED * _of_length_one(noise)
+    best = min(BEST_OF, size - cells.more)
+    scores = np.full((ASKED, 0), 0, dtype=np.float32)
+    places = np.full((ASKED, 0), 0, dtype=np.int64)
+    for number, block in enumerate(blocks(vectors, going)):
+        begin = number * BLOCK
+        scores = np.concatenate([scores, queries @ block.T], axis=1)
+        places = np.concatenate([places, np.broadcast_to(np.arange(begin, begin + len(block)), (ASKED, len(block)))], 1)
+        kept = np.argpartition(-scores, min(best, scores.shape[1]) - 1, axis=1)[:, :best]
+        scores, places = np.take_along_axis(scores, kept, 1), np.take_along_axis(places, kept, 1)
+    probed = 1
+    while probed < most:
+        check_going(going)
+        found = cells.near(queries, best + cells.more, probed, {})
+        if np.mean([np.isin(mine, others).mean() for mine, others in zip(places, found, strict=True)]) >= RECALL:
+            break
+        probed = min(most, max(probed + 1, int(1.1 * probed)))
+    return probed
+
+
+def _of_length_one(vectors: Vectors) -> Vectors:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.where(norms > 0, vectors / np.maximum(norms, 1e-30), 0).astype(np.float32)
