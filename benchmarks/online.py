@@ -69,7 +69,7 @@ def _compared(model: Model, exported: Exported, crowd: Crowd | None, stream: Str
         if crowd is not None:
             crowd.at(stream.seen[stream.positions], stream.items[stream.positions - 1])
 
-    steps = [lambda: exported.forward(stream, state, crowd), by_torch, heard]
+    steps = [lambda: exported.encode(stream, state, crowd), by_torch, heard]
     ours, theirs, asked = (figure / users for figure in _medians(steps, repeats))
     return {
         "torch_us": round(theirs, 1),

@@ -84,9 +84,13 @@ def test_says_what_the_model_says(pair: Pair, people: Any, seed: int) -> None:
 def test_several_people_at_once_are_each_alone(pair: Pair, people: Any) -> None:
     model, exported = pair
     crowd = crowd_for(model)
-    whole = exported.forward(stream_of(people, "last"), exported.zero_state(len(people)), crowd)
-    alone = [exported.forward(stream_of([one], "last"), exported.zero_state(1), crowd) for one in people]
-    for found, expected in zip(whole, map(np.concatenate, zip(*alone, strict=True)), strict=True):
+
+    def both(some: Any) -> tuple[np.ndarray, np.ndarray]:
+        stream, begun = stream_of(some, "last"), exported.zero_state(len(some))
+        return exported.encode(stream, begun, crowd), exported.fold(stream, begun)
+
+    alone = [both([one]) for one in people]
+    for found, expected in zip(both(people), map(np.concatenate, zip(*alone, strict=True)), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -136,7 +140,7 @@ def test_states_and_rules_are_those_of_the_run(heard: Path) -> None:
 def test_a_model_that_hears_is_told_of_no_crowd(heard: Path) -> None:
     exported = Exported(heard)
     with pytest.raises(ValueError, match="crowd"):
-        exported.forward(stream_of([[(1, 1, [])]]), exported.zero_state(1), None)
+        exported.encode(stream_of([[(1, 1, [])]]), exported.zero_state(1), None)
 
 
 def test_withdrawn_items_are_those_of_the_run_when_it_was_exported(tmp_path: Path) -> None:
@@ -186,15 +190,13 @@ def test_weights_that_are_no_numbers_are_not_exported(tmp_path: Path) -> None:
     assert not (run.path / "online").exists()
 
 
-def test_an_export_that_says_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["encode", "fold"])
+def test_an_export_that_says_something_else_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
     run = saved(tmp_path / "run", CONFIGS["plain"])
-    right = Exported.forward
-
-    def wrong(self: Exported, *given: Any) -> Any:
-        queries, after = right(self, *given)
-        return queries, after + np.float32(1e-2)
-
-    monkeypatch.setattr(Exported, "forward", wrong)
+    right = getattr(Exported, part)
+    monkeypatch.setattr(Exported, part, lambda *given: right(*given) + np.float32(1e-2))
     with pytest.raises(ArtifactError, match="differs from the model"):
         export(run)
     assert not (run.path / "online").exists()
@@ -288,6 +290,6 @@ def test_nobody_and_nothing_asked(heard: Path) -> None:
     stream = stream_of([[(1, 1, []), (GAP, 2, [])]])
     none = np.zeros(0, dtype=np.int64)
     unasked = replace(stream, positions=none, targets=none, events=none)
-    queries, after = exported.forward(unasked, exported.zero_state(1), Crowd(exported.horizons, ITEMS))
-    assert len(queries) == 0
-    np.testing.assert_array_equal(after, exported.fold(stream, exported.zero_state(1)))
+    begun = exported.zero_state(1)
+    assert len(exported.encode(unasked, begun, Crowd(exported.horizons, ITEMS))) == 0
+    np.testing.assert_array_equal(exported.fold(unasked, begun), exported.fold(stream, begun))

@@ -62,11 +62,11 @@ class Eager:
         return found
 
     @torch.inference_mode()
-    def forward(self, stream: Stream, initial: Array, crowd: Crowd | None = None) -> tuple[Array, Array]:
-        """([T, Q + 2J], [U, S]): queries of the stream's targets, and what `fold` gives."""
+    def encode(self, stream: Stream, initial: Array, crowd: Crowd | None = None) -> Array:
+        """[T, Q + 2J]: the queries of the stream's targets."""
         batch = whole_batch(stream, crowd)
-        queries, after = self._model(batch, torch.from_numpy(initial))
-        return queries[batch.positions].numpy(), after.numpy()
+        queries: Array = self._model(batch, torch.from_numpy(initial))[0][batch.positions].numpy()
+        return queries
 
     @torch.inference_mode()
     def score(self, queries: Array) -> Array:

@@ -140,26 +140,22 @@ class Exported:
         """[users, S]: the state of a person before the first session."""
         return np.zeros((users, self.state_size), dtype=np.float32)
 
-    def forward(self, stream: Stream, initial: Floats, crowd: Crowd | None = None) -> tuple[Floats, Floats]:
-        """(queries [T, Q + 2J], states after [U, S]) of users who all have positions, the last session of each running,
-        from their states `initial` [U, S]; the queries are those of the stream's targets."""
+    def encode(self, stream: Stream, initial: Floats, crowd: Crowd | None = None) -> Floats:
+        """[T, Q + 2J]: the queries of the stream's targets, of users who all have positions, the last session of each
+        running, from their states `initial` [U, S]."""
         folds = Folds(stream)
         long_term, last = initial[:, : self._reads.state], initial[:, self._reads.state :]
         states = self._folded(stream, folds, long_term)
-        after = states.take(folds.after, axis=0)
-        if self._reads.repeats:
-            ends = stream.session_offsets[stream.user_offsets[1:] - 1]
-            after = np.concatenate([after, last_items(stream, last, ends, np.arange(len(ends)))], axis=1)
         longest = self._reads.field or int(np.diff(stream.session_offsets).max(initial=1))
         together = max(_TOGETHER // longest, 1)
         places = (stream.positions[at : at + together] for at in range(0, len(stream.positions), together))
         parts = [self._queries(stream, some, states, folds.before, last, crowd) for some in places]
         if not parts:
-            return np.zeros((0, self._reads.query), dtype=np.float32), after
-        return parts[0] if len(parts) == 1 else np.concatenate(parts), after
+            return np.zeros((0, self._reads.query), dtype=np.float32)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def fold(self, stream: Stream, initial: Floats) -> Floats:
-        """[U, S]: the states after the finished sessions alone; nothing is encoded."""
+        """[U, S]: the states of such users after the finished sessions."""
         folds = Folds(stream)
         after = self._folded(stream, folds, initial[:, : self._reads.state]).take(folds.after, axis=0)
         if not self._reads.repeats:
@@ -309,7 +305,8 @@ class Exported:
         )
         crowd = Crowd(self.horizons, self.catalog.size) if any(self.horizons) else None
         try:
-            queries, after = self.forward(stream, self.zero_state(1), crowd)
+            begun = self.zero_state(1)
+            queries, after = self.encode(stream, begun, crowd), self.fold(stream, begun)
             right = np.isfinite(queries).all() and np.isfinite(after).all() and after.shape == (1, self.state_size)
             sized = self.parted(queries)
             right = right and sized[0].shape == (2, self._reads.query) and sized[1].shape == sized[2].shape

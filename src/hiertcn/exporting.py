@@ -204,7 +204,8 @@ def _compare(run: Run, model: HierTCN, exported: Exported) -> None:
     users = len(stream.user_offsets) - 1
     batch = whole_batch(stream, crowd)
     expected, expected_after = model(batch, model.zero_state(users))
-    found, after = exported.forward(stream, exported.zero_state(users), crowd)
+    begun = exported.zero_state(users)
+    found, after = exported.encode(stream, begun, crowd), exported.fold(stream, begun)
     pairs = [(found, expected[batch.positions].numpy()), (after, expected_after.numpy())]
     rows = np.tile(np.arange(1, min(run.catalog.size, 500) + 1), (len(found), 1))
     scores = model.score_rows(expected[batch.positions], torch.from_numpy(rows)).numpy()

@@ -31,7 +31,7 @@ class Folds:
 
     def __init__(self, stream: Stream) -> None:
         users, sessions = len(stream.user_offsets) - 1, len(stream.gaps)
-        user = np.repeat(np.arange(users), np.diff(stream.user_offsets))
+        user = np.arange(users).repeat(stream.user_offsets[1:] - stream.user_offsets[:-1])
         if users == sessions:
             self.chosen, self.before, self.after = np.zeros(0, dtype=np.int64), user, user
             self.steps: list[tuple[Ints, Ints]] = []
@@ -126,12 +126,13 @@ def last_items(stream: Stream, initial: Floats, places: Ints, users: Ints) -> Fl
     after those of `initial` [U, W]."""
     width = initial.shape[1]
     known = stream.items > 0
-    count = np.concatenate([[0], np.cumsum(known)])
+    count = known.cumsum() - known
     items = stream.items[known]
     begins = stream.session_offsets[stream.user_offsets[:-1]]
-    before = (count[places] - count[begins[users]])[:, None]
+    until = count.take(places)
+    before = (until - count.take(begins.take(users)))[:, None]
     lag = np.arange(width, 0, -1)
-    own = items.take(count[places][:, None] - lag, mode="clip") if len(items) else np.zeros(1, dtype=np.int64)
-    earlier: Any = initial[users[:, None], np.clip(width - lag + before, 0, width - 1)]
+    own = items.take(until[:, None] - lag, mode="clip") if len(items) else np.zeros(1, dtype=np.int64)
+    earlier: Any = initial[users[:, None], np.minimum(width - lag + before, width - 1)]
     out: Floats = np.where(lag <= before, own, earlier).astype(np.float32)
     return out

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hiertcn.ranges import ranges
+from hiertcn.ranges import ranges, runs
 from hiertcn.trends import MOST, Floats, Ints
 
 Rows = npt.NDArray[np.int32]
@@ -41,19 +41,17 @@ class Follows:
         """int32 [N, H, K] item rows, 0 for none, and float32 [N, H, K], their weights: what followed item rows `after`
         [N], 0 for none, as known at `moments` [N] seconds. No row twice."""
         rows, times = self._last(moments, after)
-        order = np.argsort(rows, axis=1, kind="stable")
-        rows, times = np.take_along_axis(rows, order, 1), np.take_along_axis(times, order, 1)
-        ages = moments[:, None] - times
-        weights = np.exp(-ages[:, None, :] / self._seconds[:, None]) * (rows > 0)[:, None, :]
+        order, each = rows.argsort(axis=1, kind="stable"), np.arange(len(rows))[:, None]
+        rows, times = rows[each, order], times[each, order]
+        weights = np.exp((times - moments[:, None])[:, None, :] / self._seconds[:, None]) * (rows > 0)[:, None, :]
         # A row that was picked several times has the sum of its weights at its last place.
-        ends = np.append(rows[:, 1:] != rows[:, :-1], np.ones((len(rows), 1), dtype=bool), axis=1)
-        sums = np.cumsum(weights, axis=2)
-        place = np.maximum.accumulate(np.where(ends, np.arange(MOST), -1), axis=1)
-        before = np.append(np.full((len(rows), 1), -1), place[:, :-1], axis=1)[:, None, :]
-        earlier = np.where(before >= 0, np.take_along_axis(sums, np.maximum(before, 0), 2), 0.0)
-        rows = np.where(ends, rows, 0)
-        found = np.where(rows[:, None, :] > 0, sums - earlier, 0.0)
-        return np.repeat(rows[:, None], len(self._seconds), 1), found.astype(np.float32)
+        begins, last = runs(rows)
+        sums = np.zeros((*weights.shape[:2], MOST + 1))
+        weights.cumsum(axis=2, out=sums[:, :, 1:])
+        earlier = sums[each[:, :, None], np.arange(weights.shape[1])[:, None], begins[:, None, :]]
+        rows *= last
+        found = (sums[:, :, 1:] - earlier) * (rows > 0)[:, None, :]
+        return rows[:, None].repeat(len(self._seconds), 1), found.astype(np.float32)
 
     def state(self) -> tuple[Ints, Ints, Floats]:
         """The pairs that count: of each item the last K."""

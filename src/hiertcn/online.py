@@ -12,6 +12,7 @@ __all__ = ["Known", "Online", "Reader"]
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -61,10 +62,8 @@ class Reader(Protocol):
     def fold(self, stream: Stream, initial: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[U, S]: the states after each user's finished sessions, from `initial` [U, S]."""
 
-    def forward(
-        self, stream: Stream, initial: npt.NDArray[Any], crowd: Crowd | None = None
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """([T, Q], the queries of the positions asked for, and what `fold` gives)."""
+    def encode(self, stream: Stream, initial: npt.NDArray[Any], crowd: Crowd | None = None) -> npt.NDArray[Any]:
+        """[T, Q]: the queries of the positions asked for."""
 
 
 class _Settled(NamedTuple):
@@ -98,33 +97,32 @@ class Online:
 
         keys: [E], the sessions of those events, of which each user's last one still runs; None: by the rule
         """
-        counts = np.array([state.unread for state in states], dtype=np.int64)
-        ends = np.cumsum(counts)
-        known = [time for state in states for time in state.times[state.read :]]
-        items = self.rows([item for state in states for item in state.items[state.read :]])
-        times = np.insert(np.array(known, dtype=np.int64), ends, moments)
-        if keys is not None:
-            keys = np.insert(keys, ends, keys[np.maximum(ends - 1, 0)])
-        begins = np.concatenate([[0], np.cumsum(counts + 1)])
+        begins = np.array([0, *accumulate(state.unread + 1 for state in states)])
         asked = begins[1:] - 1
-        parts = np.zeros(len(times), dtype=np.uint8)
-        parts[asked] = PARTS.index("test")
+        there = np.ones(begins[-1], dtype=bool)
+        there[asked] = False
+        times, items = np.empty(len(there), dtype=np.int64), np.zeros(len(there), dtype=np.int32)
+        times[there] = [time for state in states for time in state.times[state.read :]]
+        times[asked] = moments
+        items[there] = self.rows([item for state in states for item in state.items[state.read :]])
+        if keys is not None:
+            ends = asked - np.arange(len(asked))
+            keys = np.insert(keys, ends, keys[np.maximum(ends - 1, 0)])
+        parts = np.where(there, np.uint8(0), np.uint8(PARTS.index("test")))
         offsets = sessionize(begins, times, self._gap, self._longest, keys)
-        shown, shown_offsets = self._shown(states, asked, len(times))
-        whole = Sessions(
-            np.insert(items, ends, 0), times, parts, offsets, np.searchsorted(offsets, begins), shown, shown_offsets
-        )
+        shown, shown_offsets = self._shown(states, there)
+        whole = Sessions(items, times, parts, offsets, offsets.searchsorted(begins), shown, shown_offsets)
         if len(self._rows) <= self._catalog.size:
             self._rows = np.arange(self._catalog.size + 1)
         stream = Stream.of(whole, self._rows, "test", self._gap, self._longest)
         return self._after_what_was_read(stream, states, times[begins[:-1]])
 
-    def _shown(self, states: Sequence[UserState], asked: Ints, events: int) -> tuple[Rows, Ints | None]:
+    def _shown(self, states: Sequence[UserState], there: npt.NDArray[np.bool_]) -> tuple[Rows, Ints | None]:
         if not any(state.shown for state in states):
             return np.empty(0, dtype=np.int32), None
         lists = [beside for state in states for beside in (state.shown or [()] * state.unread)]
-        counts = np.zeros(events, dtype=np.int64)
-        counts[np.delete(np.arange(events), asked)] = [len(beside) for beside in lists]
+        counts = np.zeros(len(there), dtype=np.int64)
+        counts[there] = [len(beside) for beside in lists]
         return self.rows([item for beside in lists for item in beside]), np.concatenate([[0], np.cumsum(counts)])
 
     def _after_what_was_read(self, stream: Stream, states: Sequence[UserState], begun: Ints) -> Stream:

@@ -298,7 +298,7 @@ class Recommender:
         states = [one.state for one in asked]
         stream = self._online.asked(states, np.array([one.moment for one in asked], dtype=np.int64), keys)
         with self._hearing.crowd() as crowd:
-            return self._model.forward(stream, self._online.initial(states), crowd)[0]
+            return self._model.encode(stream, self._online.initial(states), crowd)
 
     def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
         hears = self._hearing.hears

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hiertcn.ranges import runs
 from hiertcn.retrieval import Index
 from hiertcn.retrieval.ranks import ranked
 from hiertcn.streams import Ints
@@ -118,8 +119,8 @@ class Scorer:
         scores = np.where(_within(rows, boosted.rows) | (rows == 0), -np.inf, scores)
         rows = np.concatenate([rows, boosted.rows], axis=1)
         scores = np.concatenate([scores, boosted.scores], axis=1)
-        hidden = _padded([np.sort(limit.hidden) for limit in limits])
-        if hidden.shape[1]:
+        if any(len(limit.hidden) for limit in limits):
+            hidden = _padded([np.sort(limit.hidden) for limit in limits])
             scores = np.where(_within(rows, hidden), -np.inf, scores)
         for mine, row, limit in zip(scores, rows, limits, strict=True):
             if limit.open is not None:
@@ -154,31 +155,20 @@ def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits]) -> list
 
 
 def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
-    """float32 [T, Q], the vectors that an index is searched with; and [T, U], the rows that each query boosts, once
-    each and ascending, with their scores. Where a query boosts fewer, _NONE and −inf stand at the end."""
+    """float32 [T, Q], the vectors that an index is searched with; and [T, J], the rows that each query boosts,
+    ascending, with their scores: −inf for row 0, and for all but the last of what is boosted twice."""
     vectors, rows, boosts = model.parted(queries)
     order, each = rows.argsort(axis=1, kind="stable"), np.arange(len(rows))[:, None]
-    rows, boosts = rows[each, order], boosts[each, order]
-    # What is boosted twice has the sum.
-    last = np.append(rows[:, 1:] != rows[:, :-1], np.ones((len(rows), min(rows.shape[1], 1)), dtype=bool), axis=1)
-    sums = np.cumsum(boosts, axis=1, dtype=np.float64)[last]
-    user = np.nonzero(last)[0]
-    sums = sums - np.where(np.diff(user, prepend=-1) > 0, 0.0, np.append(0.0, sums[:-1]))
-    rows, (real,) = rows[last], np.nonzero(rows[last])
-    table = _padded(np.split(rows[real], np.searchsorted(user[real], np.arange(1, len(queries)))))
-    scores = _products(model, vectors, table)
-    scores[table < _NONE] += sums[real]
+    rows = rows[each, order]
+    begins, last = runs(rows)
+    sums = np.zeros((len(rows), rows.shape[1] + 1))
+    boosts[each, order].cumsum(axis=1, dtype=np.float64, out=sums[:, 1:])
+    scores = model.scores_of(vectors, rows)
+    scores += sums[:, 1:] - sums[each, begins]
+    scores[~last | (rows == 0)] = -np.inf
     if model.bias is not None:
         vectors = np.concatenate([vectors, np.ones((len(vectors), 1))], axis=1)
-    return np.ascontiguousarray(vectors, dtype=np.float32), Best(table, scores)
-
-
-def _products(model: Searchable, vectors: Array, rows: Ints) -> Array:
-    """float32 [T, C]: of vectors [T, Q or more] with item rows [T, C], and the bias; −inf for _NONE."""
-    some = np.where(rows < _NONE, rows, 0)
-    scores = model.scores_of(vectors[:, : model.vectors.shape[1]], some)
-    scores[rows == _NONE] = -np.inf
-    return scores
+    return np.ascontiguousarray(vectors, dtype=np.float32), Best(rows, scores)
 
 
 def _padded(lists: Sequence[Ints]) -> Ints:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hiertcn.ranges import ranges
+
 SECOND = 1_000_000
 PARTS = ("train", "valid", "test")
 
@@ -38,15 +40,17 @@ def sessionize(
     of a user; otherwise where `begins_session` says so. A session of more than `longest` events is cut after every
     `longest`, so that what is read of a running one has an end.
     """
-    starts = np.ones(len(times), dtype=bool)
+    starts = np.ones(len(times) + 1, dtype=bool)
     if len(times):
-        starts[1:] = begins_session(times[:-1], times[1:], session_gap) if keys is None else keys[1:] != keys[:-1]
-        starts[user_offsets[:-1][np.diff(user_offsets) > 0]] = True
-    begins = np.flatnonzero(starts)
-    lengths = np.diff(begins, append=len(times))
+        starts[1:-1] = begins_session(times[:-1], times[1:], session_gap) if keys is None else keys[1:] != keys[:-1]
+        starts[user_offsets] = True
+    (offsets,) = starts.nonzero()
+    lengths = offsets[1:] - offsets[:-1]
+    if lengths.max(initial=0) <= longest:
+        return offsets.astype(np.int64, copy=False)
     pieces = -(-lengths // longest)
-    piece = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    return np.append(np.repeat(begins, pieces) + longest * piece, len(times)).astype(np.int64)
+    cut = offsets[:-1].repeat(pieces) + longest * ranges(np.zeros_like(pieces), pieces)
+    return np.append(cut, len(times)).astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = ["Stream", "crowd_bytes", "crowd_of", "known_rows", "train_sessions"]
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from hiertcn.ranges import ranges
 from hiertcn.sessions import PARTS, SECOND, Sessions, begins_session
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 def known_rows(catalog: Catalog, known: Catalog | None = None) -> Ints:
@@ -120,44 +122,46 @@ class Stream:
             # What is outside the catalog can't be learned.
             asked = asked & (rows[sessions.items] > 0)
         else:
-            ends = np.concatenate([np.flatnonzero(asked), [-1]])
-            last = ends[np.searchsorted(ends[:-1], sessions.event_offsets[1:], side="left") - 1]
-            kept = np.arange(len(asked)) <= np.repeat(last, np.diff(sessions.event_offsets))
-        session = np.repeat(np.arange(len(sessions.session_offsets) - 1), np.diff(sessions.session_offsets))[kept]
+            ends, events = np.append(asked.nonzero()[0], -1), sessions.event_offsets
+            last = ends[ends[:-1].searchsorted(events[1:]) - 1]
+            kept = np.arange(len(asked)) <= last.repeat(events[1:] - events[:-1])
+        sizes = sessions.session_offsets[1:] - sessions.session_offsets[:-1]
+        session = np.arange(len(sizes)).repeat(sizes)[kept]
         items = rows[sessions.items[kept]]
         times = sessions.times[kept] / SECOND
         known, asked = items > 0, asked[kept]
-        count = np.bincount(session, minlength=len(sessions.session_offsets) - 1)
-        begins = np.cumsum(count) - count
-        step = np.cumsum(known) - known
+        count = np.bincount(session, minlength=len(sizes))
+        begins = count.cumsum() - count
+        step = known.cumsum() - known
         step -= step[begins[session]]
-        held = np.bincount(session[known], minlength=len(count))
-        cut = np.append(False, np.diff(sessions.session_offsets) >= longest)[: len(count)]
-        cut[sessions.user_offsets[:-1][np.diff(sessions.user_offsets) > 0]] = False
-        cut[1:] &= held[:-1] > 0
-        begin, before = (sessions.times[np.maximum(sessions.session_offsets[:-1] - back, 0)] for back in (0, 1))
-        cut &= ~begins_session(before, begin, session_gap)
-        trailing = np.zeros(len(count), dtype=np.int64)
+        held = np.bincount(session[known], minlength=len(sizes))
+        goes_on = _going_on(sessions, sizes, held, session_gap, longest)
+        trailing = np.zeros(len(sizes), dtype=np.int64)
         trailing[session[asked & ~known & (step == held[session])]] = 1
         lengths = held + trailing
-        place = (np.cumsum(lengths) - lengths)[session] + step
-        events = np.flatnonzero(kept)[asked]
+        place = (lengths.cumsum() - lengths)[session] + step
+        events = kept.nonzero()[0][asked]
         offsets = np.zeros(len(kept) + 1, dtype=np.int64) if sessions.shown_offsets is None else sessions.shown_offsets
-        size, given = int(lengths.sum()), np.flatnonzero(kept)[known]
+        size, given, there, filled = int(lengths.sum()), kept.nonzero()[0][known], place[known], lengths > 0
+        first = np.zeros(len(sizes))
+        first[count > 0] = times[begins[count > 0]]
+        first[goes_on] = sessions.times[sessions.session_offsets[goes_on] - 1] / SECOND
+        gaps = _gaps(times, count, begins, held, sessions.user_offsets)
+        gaps[goes_on] = 0
         return cls(
-            items=_scattered(items[known], place[known], size),
-            seen=_seen(times, place, known, lengths, np.where(cut, before / SECOND, _first(times, begins, count))),
-            session_offsets=np.concatenate([[0], np.cumsum(lengths[lengths > 0])]),
-            gaps=np.where(cut, np.float32(0), _gaps(times, count, begins, held, sessions.user_offsets))[lengths > 0],
-            user_offsets=np.concatenate([[0], np.cumsum(lengths > 0)])[sessions.user_offsets],
+            items=_scattered(items[known], there, size),
+            seen=_seen(times[known], there, lengths, first),
+            session_offsets=_offsets(lengths[filled]),
+            gaps=gaps[filled],
+            user_offsets=_offsets(filled)[sessions.user_offsets],
             positions=place[asked],
             targets=items[asked],
             events=events,
             shown=rows[sessions.shown].astype(np.int32),
             shown_begins=offsets[events],
             shown_counts=offsets[events + 1] - offsets[events],
-            skip_begins=_scattered(offsets[given], place[known], size),
-            skip_counts=_scattered(offsets[given + 1] - offsets[given], place[known], size),
+            skip_begins=_scattered(offsets[given], there, size),
+            skip_counts=_scattered(offsets[given + 1] - offsets[given], there, size),
         )
 
     def skipped(self, positions: Ints) -> tuple[Ints, Ints]:
@@ -175,38 +179,42 @@ def _scattered(values: Ints, place: Ints, size: int) -> Ints:
     return out
 
 
-def _seen(
-    times: npt.NDArray[np.float64],
-    place: Ints,
-    known: npt.NDArray[np.bool_],
-    lengths: Ints,
-    first: npt.NDArray[np.float64],
-) -> npt.NDArray[np.float64]:
-    """float64 [P]; first: [M], what is known of time where a session begins."""
-    size = int(lengths.sum())
+def _offsets(counts: npt.NDArray[Any]) -> Ints:
+    """int64 [n + 1]: where each of the parts of so many begins, and the end."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
+    counts.cumsum(out=offsets[1:])
+    return offsets
+
+
+def _seen(times: Floats, place: Ints, lengths: Ints, first: Floats) -> Floats:
+    """float64 [P], of known items at `times` and `place`; first: [M], what is known of time where a session begins."""
+    size, ends = int(lengths.sum()), lengths.cumsum()
     seen = np.empty(size + 1)
-    seen[place[known] + 1] = times[known]
-    starts = (np.cumsum(lengths) - lengths)[lengths > 0]
-    seen[starts] = first[lengths > 0]
+    seen[place + 1] = times
+    filled = lengths > 0
+    seen[(ends - lengths)[filled]] = first[filled]
     return seen[:size]
 
 
-def _first(times: npt.NDArray[np.float64], begins: Ints, count: Ints) -> npt.NDArray[np.float64]:
-    """[M]: the time of each session's first event; 0 of one without events."""
-    first = np.zeros(len(count))
-    first[count > 0] = times[begins[count > 0]]
-    return first
+def _going_on(sessions: Sessions, sizes: Ints, held: Ints, session_gap: float, longest: int) -> Ints:
+    """The sessions that begin only because the one before them, of the same user, was full, and held a known item."""
+    after = (sizes[:-1] >= longest).nonzero()[0] + 1
+    if not len(after):
+        return after
+    begins = sessions.session_offsets[after]
+    goes_on = (held[after - 1] > 0) & ~np.isin(after, sessions.user_offsets)
+    goes_on &= ~begins_session(sessions.times[begins - 1], sessions.times[begins], session_gap)
+    return after[goes_on]
 
 
-def _gaps(
-    times: npt.NDArray[np.float64], count: Ints, begins: Ints, held: Ints, user_offsets: Ints
-) -> npt.NDArray[np.float32]:
+def _gaps(times: Floats, count: Ints, begins: Ints, held: Ints, user_offsets: Ints) -> npt.NDArray[np.float32]:
     """float32 [M]: seconds from the end of the user's last session that held a known item; 0 where there is none."""
     sessions = np.arange(len(count))
-    latest = np.maximum.accumulate(np.where(held > 0, sessions, -1))
-    latest = np.concatenate([[-1], latest[:-1]])[: len(count)]
-    first = user_offsets[np.searchsorted(user_offsets, sessions, side="right") - 1]
-    follows = (latest >= first) & (count > 0)
+    latest = np.full(len(count) + 1, -1)
+    np.maximum.accumulate(np.where(held > 0, sessions, -1), out=latest[1:])
+    latest = latest[:-1]
+    first = user_offsets[user_offsets.searchsorted(sessions, side="right") - 1]
+    (follows,) = ((latest >= first) & (count > 0)).nonzero()
     previous = latest[follows]
     gaps = np.zeros(len(count), dtype=np.float32)
     gaps[follows] = times[begins[follows]] - times[begins[previous] + count[previous] - 1]

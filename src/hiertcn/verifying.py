@@ -126,8 +126,9 @@ def _verify_one(
     batch = whole_batch(stream, crowd)
     queries, after = model(batch, model.zero_state(1))
     queries = queries[batch.positions]
-    found, found_after = exported.forward(other, exported.zero_state(1), crowd)
-    done.state = _larger(done.state, found_after, after.numpy())
+    begun = exported.zero_state(1)
+    found = exported.encode(other, begun, crowd)
+    done.state = _larger(done.state, exported.fold(other, begun), after.numpy())
     done.boundaries += int((place != other_place).sum())
     ids = run.catalog.ids
     together = max(_SCORES // max(run.catalog.size, 1), 1)
