@@ -66,9 +66,7 @@ def answers(service: Service) -> str:
     async def ask() -> Work:
         return await service.do(Work(ask=Ask("u", 2)))
 
-    by = asyncio.run(ask()).by
-    assert by is not None
-    return by.name.partition("-")[0]
+    return asyncio.run(ask()).by.name.partition("-")[0]
 
 
 class TestRegistry:
@@ -191,7 +189,7 @@ def test_what_is_withdrawn_while_a_model_is_opened_is_not_recommended_by_it(
         await deployment.swap(service, "b")
         work = await service.do(Work(ask=Ask("u", 6)))
         assert work.by is deployment.current.recommender
-        return [str(one.item) for one in work.found]
+        return [str(item) for item, _, _ in work.by.stock.listed(work.found.best)]
 
     with deployed(root) as (deployment, service):
         assert sorted(asyncio.run(swapped(deployment, service))) == ["a", "b", "d", "e", "f"]

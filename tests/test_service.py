@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exports import CONFIGS, ITEMS
+from hiertcn.answers import Recommendation
 from hiertcn.artifact import Run
 from hiertcn.crowd import Crowd
 from hiertcn.door import Ask, Event
@@ -78,6 +79,10 @@ async def shed_of(service: Service, many: int) -> int:
     return sum(isinstance(one, Overloaded) for one in found)
 
 
+def named(work: Work) -> list[Recommendation]:
+    return work.by.stock.named(*work.found)
+
+
 def pick(number: int) -> Event:
     return Event(f"u{number % 5}", "abcdex"[number % 6], START + 40 * number, f"e{number}")
 
@@ -106,7 +111,7 @@ def test_what_waits_together_is_answered_as_one_by_one(run: Run) -> None:
     assert [work.statuses for work in done] == [[alone.observe_many([pick(n)])[0]] for n in range(40)]
     # All of one batch are taken in before any is answered.
     for number in range(35, 40):
-        assert_alike(done[number].found, alone.recommend(f"u{number % 5}", 5))
+        assert_alike(named(done[number]), alone.recommend(f"u{number % 5}", 5))
 
 
 def test_of_many_events_no_batch_takes_so_many_that_it_seems_to_hang(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +164,7 @@ def test_what_one_cannot_have_the_others_get(run: Run) -> None:
         assert service.set_aside == 0
     assert isinstance(found[1], ArtifactError)
     assert [found[n].statuses for n in (0, 2)] == [["applied"]] * 2
-    assert [len(found[n].found) for n in (0, 2)] == [3, 3]
+    assert [len(named(found[n])) for n in (0, 2)] == [3, 3]
 
 
 def other_format(value: bytes) -> bytes:
@@ -175,15 +180,15 @@ def test_whose_state_is_damaged_begins_anew_and_what_is_left_of_it_is_kept(run: 
     with service_of(run, states) as service:
         if asks:
             (work,) = asyncio.run(ask_all(service, Work(ask=Ask("v", 3))))
-            assert_alike(work.found, clean.recommend("v", 3))
+            assert_alike(named(work), clean.recommend("v", 3))
         (work, other) = asyncio.run(
             ask_all(service, Work([Event("v", "b", START + 9, "b")], Ask("v", 3)), Work(ask=Ask("u", 3)))
         )
         assert service.set_aside == 1
         clean.observe("v", "b", START + 9, event_id="b")
         assert work.statuses == ["applied"]
-        assert_alike(work.found, clean.recommend("v", 3))
-        assert len(other.found) == 3
+        assert_alike(named(work), clean.recommend("v", 3))
+        assert len(named(other)) == 3
         kept = dict(states.scan())
         assert sorted(kept) == [key, b"damaged/" + key] or sorted(kept) == [b"damaged/" + key, key]
         assert kept[b"damaged/" + key] == left
@@ -207,7 +212,7 @@ def test_a_store_that_hangs_is_left_alone_for_a_while(run: Run, monkeypatch: pyt
         assert len(tried) == 1
         # What is only read is not held up by that.
         (work,) = asyncio.run(ask_all(service, Work(ask=Ask("u", 3))))
-        assert len(work.found) == 3
+        assert len(named(work)) == 3
         monkeypatch.undo()
         while time.monotonic() < tried[0] + 2 * SLOW + SHUT + 0.1:
             time.sleep(0.05)

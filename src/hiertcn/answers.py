@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["Followed", "Kept", "Recommendation"]
+__all__ = ["Followed", "Found", "Kept", "Recommendation"]
 
 from typing import NamedTuple
 
 from hiertcn.door import Id
+from hiertcn.scoring import Best
 from hiertcn.states import Status, UserState
 
 
@@ -16,6 +17,13 @@ class Recommendation(NamedTuple):
     item: Id
     score: float
     title: str | None
+    source: str
+
+
+class Found(NamedTuple):
+    """What was found for who asks, by rows; source: of its scores, as of a Recommendation."""
+
+    best: Best
     source: str
 
 

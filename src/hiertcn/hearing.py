@@ -16,6 +16,8 @@ from hiertcn.states import Pick, StateStore, UserState
 
 # Entries of a journal that are kept, and how many more there may be before it is trimmed.
 KEPT, MORE = 100_000, 20_000
+# Entries that are read at once.
+_TOGETHER = 10_000
 
 
 class _Stock(Protocol):
@@ -53,7 +55,10 @@ class Hearing:
     def listen(self) -> None:
         """Take in what was told since."""
         with self._lock:
-            while entries := self._store.journal(self._heard):
+            more = True
+            while more:
+                entries = self._store.journal(self._heard, _TOGETHER)
+                more = len(entries) == _TOGETHER
                 told = [(position, *json.loads(entry)) for position, entry in entries]
                 # Somebody may have added the item before it was picked.
                 if not all(self._stock.row(item) for _, _, item, _ in told):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from hiertcn.answers import Followed, Kept, Recommendation
+from hiertcn.answers import Followed, Found, Kept, Recommendation
 from hiertcn.aside import forget_aside
 from hiertcn.choice import allowed
 from hiertcn.crowd import Crowd
@@ -180,12 +180,16 @@ class Recommender:
 
         known: the states that `follow` has just given; those of others are read
         """
+        return [self.stock.named(*found) for found in self.find_many(asks, known)]
+
+    def find_many(self, asks: Sequence[Ask], known: Mapping[bytes, UserState] | None = None) -> list[Found]:
+        """The same by rows, which `stock` names."""
         known = dict(known or {})
         keys = [_key(ask.user) for ask in asks]
         unread = list(dict.fromkeys(key for key in keys if key not in known))
         for key, value in zip(unread, self.states.get(unread) if unread else (), strict=True):
             known[key] = self._state(value)
-        return self._recommend([self._asked(ask, known[key]) for ask, key in zip(asks, keys, strict=True)])
+        return self._find([self._asked(ask, known[key]) for ask, key in zip(asks, keys, strict=True)])
 
     def recommend_history(
         self,
@@ -224,7 +228,8 @@ class Recommender:
         if sessions is not None and len(sessions):
             keys = np.unique(list(map(str, sessions)), return_inverse=True)[1][order]
         hidden = self._rows(state.seen) if exclude_seen else _NONE
-        return self._recommend([_Asked(state, state.latest, checked_k(k), hidden)], keys)[0]
+        (found,) = self._find([_Asked(state, state.latest, checked_k(k), hidden)], keys)
+        return self.stock.named(*found)
 
     def query(self, user: Id, time: Time | None = None) -> npt.NDArray[Any]:
         """[Q]: the vector whose scores, with the model's boosts, rank the next item; `time` as in `recommend`."""
@@ -244,9 +249,9 @@ class Recommender:
         """Whether it is an item of the catalog, or was added."""
         return self.stock.row(checked_id(item, "item")) > 0
 
-    def popular(self, ask: Ask) -> list[Recommendation]:
+    def popular(self, ask: Ask) -> Found:
         """An answer without looking at the store: the most popular items."""
-        return self._recommend([self._asked(ask._replace(exclude_seen=False, time=None), UserState())])[0]
+        return self._find([self._asked(ask._replace(exclude_seen=False, time=None), UserState())])[0]
 
     def delete(self, user: Id, until: Time | None = None) -> None:
         """Forget all events of a user; those up to `until`, or an earlier call's, that come later, too."""
@@ -300,7 +305,7 @@ class Recommender:
         with self._hearing.crowd() as crowd:
             return self._model.encode(stream, self._online.initial(states), crowd)
 
-    def _recommend(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[list[Recommendation]]:
+    def _find(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[Found]:
         hears = self._hearing.hears
         warm = {
             n: one for n, one in enumerate(asked) if (hears and one.moment) or any(map(self.stock.row, one.state.items))
@@ -308,8 +313,7 @@ class Recommender:
         limits = [Limits(one.k, one.hidden, one.among, self.stock.open) for one in asked]
         queries = self._queries(list(warm.values()), keys) if warm else None
         found = iter(() if queries is None else self._scorer.best(queries, [limits[n] for n in warm]))
-        out = [
-            (next(found), "model") if n in warm else (best_of(self.stock.popular, limit), "popular")
+        return [
+            Found(next(found), "model") if n in warm else Found(best_of(self.stock.popular, limit), "popular")
             for n, limit in enumerate(limits)
         ]
-        return [self.stock.named(best, source) for best, source in out]

@@ -21,7 +21,7 @@ from starlette.routing import Match, Route
 from hiertcn import itemdoors, modeldoors, pagedoors, userdoors
 from hiertcn import messages as m
 from hiertcn.allowance import Allowance
-from hiertcn.answers import Recommendation
+from hiertcn.answers import Found
 from hiertcn.decoding import decoded
 from hiertcn.deployment import Deployment
 from hiertcn.direct import Direct
@@ -165,7 +165,6 @@ class Server:
 
     def _result(self, work: Work, number: int) -> m.Result:
         event, status = work.events[number], work.statuses[number]
-        assert work.by is not None
         return self._became(event, "unknown_item" if status == "applied" and not work.by.knows(event.item) else status)
 
     async def events(self, given: m.EventsRequest, _: Request) -> m.EventsAnswer:
@@ -202,10 +201,10 @@ class Server:
         except (StorageError, ArtifactError):
             # Read once: another may take over.
             by = self.recommender
-            found = by.popular(ask)
-            return m.Answer(given.user_id, _ranked(found), "degraded", by.name, _reason(found))
-        assert work.by is not None
-        return m.Answer(given.user_id, _ranked(work.found), _source(work.found), work.by.name, _reason(work.found))
+            items, reason = _answered(by, by.popular(ask))[::2]
+            return m.Answer(given.user_id, items, "degraded", by.name, reason)
+        items, source, reason = _answered(work.by, work.found)
+        return m.Answer(given.user_id, items, source, work.by.name, reason)
 
     async def observe(self, given: m.ObserveRequest, _: Request) -> m.ObserveAnswer:
         """Take in one event, then say what its user will pick next."""
@@ -221,10 +220,9 @@ class Server:
         if passed is None and work.statuses[0] == "conflict":
             message = f"An event {given.event.event_id[:80]!r} with another item or time is known; it stays."
             raise m.Refused(409, "conflict", message, "event.event_id")
-        assert work.by is not None
-        found = work.found
         result = passed or self._result(work, 0)
-        return m.ObserveAnswer(result, event.user, _ranked(found), _source(found), work.by.name, _reason(found))
+        items, source, reason = _answered(work.by, work.found)
+        return m.ObserveAnswer(result, event.user, items, source, work.by.name, reason)
 
     def _clock(self) -> float | None:
         """The time of the last event of anybody."""
@@ -288,16 +286,11 @@ ROUTES = (
 _WAITING = Server.events, Server.recommend, Server.observe
 
 
-def _ranked(found: list[Recommendation]) -> list[m.Ranked]:
-    return [m.Ranked(one.item, one.score, one.title) for one in found]
-
-
-def _source(found: list[Recommendation]) -> m.Source:
-    return "cold" if not found or found[0].source == "popular" else "model"
-
-
-def _reason(found: list[Recommendation]) -> m.Reason | msgspec.UnsetType:
-    return msgspec.UNSET if found else "none_left"
+def _answered(by: Recommender, found: Found) -> tuple[list[m.Ranked], m.Source, m.Reason | msgspec.UnsetType]:
+    items = [m.Ranked(*one) for one in by.stock.listed(found.best)]
+    if not items:
+        return items, "cold", "none_left"
+    return items, "cold" if found.source == "popular" else "model", msgspec.UNSET
 
 
 def _problem(status: int, fault: m.Fault, retry: int | None = None) -> Response:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from hiertcn.answers import Recommendation
+from hiertcn.answers import Found
 from hiertcn.aside import set_aside
 from hiertcn.door import Ask, Event, key_of
 from hiertcn.errors import StorageError
@@ -54,8 +54,8 @@ class Work:
     ask: Ask | None = None
     act: Callable[[Recommender], None] | None = None
     statuses: Sequence[Status] = ()
-    found: list[Recommendation] = field(default_factory=list)
-    by: Recommender | None = None
+    found: Found = field(init=False)
+    by: Recommender = field(init=False)
     failed: Exception | None = None
     done: asyncio.Future[None] | None = None
 
@@ -192,7 +192,6 @@ class Service:
 
     def _take(self, step: _Step, works: Sequence[Work], known: dict[bytes, UserState]) -> None:
         begun, recommender = time.monotonic(), works[0].by
-        assert recommender is not None
         try:
             self._surely(step, recommender, works, known)
             self.failing.discard(step)
@@ -239,9 +238,9 @@ def _take_in(recommender: Recommender, batch: Sequence[Work], known: dict[bytes,
 
 def _answer(recommender: Recommender, batch: Sequence[Work], known: dict[bytes, UserState]) -> None:
     asking = [(work, work.ask) for work in batch if work.ask is not None]
-    found = recommender.recommend_many([ask for _, ask in asking], known)
-    for (work, _), best in zip(asking, found, strict=True):
-        work.found = best
+    found_all = recommender.find_many([ask for _, ask in asking], known)
+    for (work, _), found in zip(asking, found_all, strict=True):
+        work.found = found
 
 
 def _tell(batch: Sequence[Work]) -> None:

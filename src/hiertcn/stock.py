@@ -11,7 +11,7 @@ from __future__ import annotations
 __all__ = ["Shrinks", "Stated", "Stock"]
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -66,7 +66,7 @@ class Stock:
     def __init__(self, model: Served, store: StateStore, index: Index | None = None) -> None:
         self.model = copy(model)
         self.catalog, self._index, self._ledger = model.catalog, index, Ledger(store)
-        self._ids: list[Id | None] = list(model.catalog.ids.to_list())
+        self._ids: list[Any] = list(model.catalog.ids.to_list())
         self._titles, self._added = dict(model.catalog.titles), dict[Id, int]()
         self.size = model.catalog.size
         self.open = np.arange(self.size + 1) > 0
@@ -95,7 +95,8 @@ class Stock:
 
     def id(self, row: int) -> Id:
         """As it stands in the log."""
-        return cast(Id, self._ids[row - 1])
+        found: Id = self._ids[row - 1]
+        return found
 
     def title(self, row: int) -> str | None:
         """For people."""
@@ -103,11 +104,12 @@ class Stock:
 
     def named(self, best: Best, source: str) -> list[Recommendation]:
         """The best items as they stand in the log, for people. source: of their scores."""
-        ids, title = self._ids, self._titles.get
-        rows, scores = best.rows.tolist(), best.scores.tolist()
-        return [
-            Recommendation(ids[row - 1], score, title(row), source) for row, score in zip(rows, scores, strict=True)
-        ]
+        return [Recommendation(*one, source) for one in self.listed(best)]
+
+    def listed(self, best: Best) -> Iterator[tuple[Id, float, str | None]]:
+        """Of each the id, score and title."""
+        ids, rows = self._ids, best.rows.tolist()
+        return zip([ids[row - 1] for row in rows], best.scores.tolist(), map(self._titles.get, rows), strict=True)
 
     def stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[U, W]: rows, as a store keeps them: of an item that was added −1 − its number."""
