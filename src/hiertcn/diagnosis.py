@@ -18,7 +18,6 @@ from hiertcn.aside import is_aside
 from hiertcn.door import MOST
 from hiertcn.errors import ArtifactError, HiertcnError, InputError
 from hiertcn.hearing import KEPT
-from hiertcn.incoming import SLOW
 from hiertcn.ledger import owns
 from hiertcn.messages import MOST_EVENTS
 from hiertcn.openapi import BODY
@@ -28,7 +27,7 @@ from hiertcn.retrieval import FORMS, form_for
 from hiertcn.served import Served, exported_of, served
 from hiertcn.server import RETENTION
 from hiertcn.service import TOGETHER, WAITING
-from hiertcn.serving import CONNECTIONS
+from hiertcn.serving import CONNECTIONS, SLOW
 from hiertcn.skew import SKEW
 from hiertcn.states import Durability, SQLiteStates, StateStore, UserState, open_states
 from hiertcn.states.state import HISTORY, digest_in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SLOW", "body_of", "decoded_apart", "event_id_in", "id_in_path"]
+__all__ = ["body_of", "decoded_apart", "event_id_in", "id_in_path"]
 
 import asyncio
 from typing import Any
@@ -16,32 +16,32 @@ from hiertcn.door import LONGEST_ID
 from hiertcn.messages import Refused
 from hiertcn.openapi import JSON
 
-SLOW = 10.0
 _AT_ONCE = 1 << 20
 
 
 async def body_of(request: Request, most: int) -> bytes:
-    """Of a request that states it right, no longer than it may be. Raises Refused for any other."""
+    """Of a request that states it right, no longer than it may be. Raises Refused for any other. That it comes in time
+    is seen to by who serves."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         raise Refused(415, "content_type", f"The content type is {kind[:80]!r}; expected {JSON}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "content_encoding", "Compressed bodies are not taken. Send it as it is.")
-    too_long = Refused(413, "too_long", f"The body is longer than {most:,} bytes. Send less at once.")
     if int(request.headers.get("content-length", "0")) > most:
-        raise too_long
+        raise _too_long(most)
     body = bytearray()
     try:
-        async with asyncio.timeout(SLOW):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise too_long
-    except TimeoutError:
-        raise Refused(408, "too_slow", f"The body did not come within {SLOW:.0f} s.") from None
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise _too_long(most)
     except ClientDisconnect:
         raise Refused(400, "gone", "The connection ended before the body.") from None
     return bytes(body)
+
+
+def _too_long(most: int) -> Refused:
+    return Refused(413, "too_long", f"The body is longer than {most:,} bytes. Send less at once.")
 
 
 async def decoded_apart(body: bytes, kind: type[Any]) -> Any:

@@ -12,9 +12,9 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -80,8 +80,9 @@ class Service:
 
     def __init__(self, recommender: Recommender, waiting: int = WAITING) -> None:
         self.recommender = recommender
-        self._most, self._queue = waiting, deque[Work]()
-        self._wake, self._closing, self._listened = threading.Condition(), False, float("-inf")
+        # None, behind all others, ends the thread.
+        self._most, self._queue = waiting, SimpleQueue[Work | None]()
+        self._putting, self._closing, self._listened = threading.Lock(), False, float("-inf")
         self.beat, self.set_aside, self._begun = time.monotonic(), 0, 0
         self._took = 0.0
         self.failing: set[_Step] = set()
@@ -93,17 +94,17 @@ class Service:
     @property
     def waiting(self) -> int:
         """Requests that are not begun."""
-        return len(self._queue)
+        return self._queue.qsize()
 
     @property
     def stuck(self) -> float:
         """Seconds for which nothing got on; 0 where nobody asked for anything."""
-        return time.monotonic() - self.beat if self._queue or self._begun else 0.0
+        return time.monotonic() - self.beat if self._begun or self.waiting else 0.0
 
     @property
     def full(self) -> bool:
         """Whether what is asked now would be refused."""
-        waiting = len(self._queue)
+        waiting = self.waiting
         late = waiting >= TOGETHER and (waiting // TOGETHER + 1) * self._took > PATIENCE
         return late or waiting >= self._most
 
@@ -111,12 +112,11 @@ class Service:
         """The work when it is done. Raises Overloaded if too much waits, and what it failed with."""
         loop = asyncio.get_running_loop()
         work.done = loop.create_future()
-        with self._wake:
+        with self._putting:
             # What is to be done to the recommender itself is rare, and done already as far as others can see.
             if self._closing or (work.act is None and self.full):
                 raise Overloaded
-            self._queue.append(work)
-            self._wake.notify()
+            self._queue.put(work)
         await work.done
         if work.failed is not None:
             raise work.failed
@@ -130,20 +130,14 @@ class Service:
 
     def close(self) -> None:
         """End when all that waits is done."""
-        with self._wake:
+        with self._putting:
             self._closing = True
-            self._wake.notify()
+            self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                if not self._queue and self._closing:
-                    return
-                if not self._queue:
-                    self._wake.wait(LISTENING)
-                batch = self._next()
-                self.beat, self._begun = time.monotonic(), len(batch)
+        while (batch := self._next()) is not None:
+            self.beat, self._begun = time.monotonic(), len(batch)
             if self.beat - self._listened > LISTENING:
                 self._listen()
             if batch:
@@ -153,13 +147,23 @@ class Service:
                 # One call for a whole batch: each wakes the loop.
                 batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
 
-    def _next(self) -> list[Work]:
+    def _next(self) -> list[Work] | None:
+        """What waits, once something does; nothing, if for long nothing did; None at the end."""
+        try:
+            work = self._queue.get(timeout=LISTENING)
+        except Empty:
+            return []
         batch: list[Work] = []
         events = 0
-        while self._queue and len(batch) < TOGETHER and events < EVENTS:
-            batch.append(self._queue.popleft())
-            events += len(batch[-1].events)
-        return batch
+        while work is not None:
+            batch.append(work)
+            events += len(work.events)
+            if len(batch) == TOGETHER or events >= EVENTS or not self.waiting:
+                return batch
+            work = self._queue.get()
+        if batch:
+            self._queue.put(None)
+        return batch or None
 
     def _listen(self) -> None:
         self._listened = self.beat

@@ -20,7 +20,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hiertcn.errors import InputError
 from hiertcn.exported import FOLDER, Exported
-from hiertcn.incoming import SLOW
 from hiertcn.served import exported_of
 from hiertcn.server import Server
 from hiertcn.watchdog import watch
@@ -28,15 +27,20 @@ from hiertcn.watchdog import watch
 CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
-_LONGER = 1.0
 _SWITCH = 0.0005
 _OFTEN = 10_000, 20, 20
+SLOW = 10.0
+"""Seconds for a request line and headers, and for a body."""
 HEAD = 64 << 10
 """Bytes of a request line and headers at most: they are put together piece by piece, which takes the square of it."""
 _TOO_LONG = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
     b"content-length: 84\r\n\r\n"
     b'{"error":{"code":"head_too_long","message":"The headers are longer than 64 KiB."}}\r\n'
+)
+_TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 76\r\n\r\n"
+    b'{"error":{"code":"too_slow","message":"The body did not come within 10 s."}}'
 )
 
 
@@ -67,8 +71,7 @@ class Protocol(HttpToolsProtocol):
         self._wait()
 
     def on_headers_complete(self) -> None:
-        # Whoever reads the body waits for it no longer; where nobody does, it ends here.
-        self._wait(SLOW + _LONGER)
+        self._wait()
         self._head = None
         super().on_headers_complete()
 
@@ -81,9 +84,15 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait(self, seconds: float = SLOW) -> None:
+    def _wait(self) -> None:
         self._stop_waiting()
-        self._deadline = self.loop.call_later(seconds, self.transport.close)
+        self._deadline = self.loop.call_later(SLOW, self._end)
+
+    def _end(self) -> None:
+        # Who was answered without the body is told no more.
+        if self._head is None and not self.cycle.response_started:
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
