@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -39,6 +40,9 @@ _WEIGHT = 0.2
 LISTENING = 1.0
 # A store that takes so many seconds to fail is not asked again for so many.
 SLOW, SHUT = 0.02, 0.5
+# Two threads take turns at Python here, that of requests and that of batches. After a batch the first one answers, and
+# reads who asks next, for so many seconds at most, before the second goes on: else they would halt each other.
+TURN = 0.05
 
 
 class Overloaded(Exception):
@@ -84,7 +88,7 @@ class Service:
         self._most, self._queue = waiting, SimpleQueue[Work | None]()
         self._putting, self._closing, self._listened = threading.Lock(), False, float("-inf")
         self.beat, self.set_aside, self._begun = time.monotonic(), 0, 0
-        self._took = 0.0
+        self._took, self._turn = 0.0, SimpleQueue[None]()
         self.failing: set[_Step] = set()
         # By step, since a store that takes nothing in may still be read.
         self._shut: dict[_Step, _Shut] = {}
@@ -145,7 +149,18 @@ class Service:
                 self._begun = 0
                 self._took += _WEIGHT * (time.monotonic() - self.beat - self._took)
                 # One call for a whole batch: each wakes the loop.
-                batch[0].done.get_loop().call_soon_threadsafe(_tell, batch)  # type: ignore[union-attr]
+                loop: asyncio.AbstractEventLoop = batch[0].done.get_loop()  # type: ignore[union-attr]
+                loop.call_soon_threadsafe(self._tell, loop, batch)
+                with suppress(Empty):
+                    self._turn.get(timeout=TURN)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, batch: Sequence[Work]) -> None:
+        for work in batch:
+            # Who asked may have gone.
+            if work.done is not None and not work.done.done():
+                work.done.set_result(None)
+        # When they are answered.
+        loop.call_soon(self._turn.put, None)
 
     def _next(self) -> list[Work] | None:
         """What waits, once something does; nothing, if for long nothing did; None at the end."""
@@ -245,10 +260,3 @@ def _answer(recommender: Recommender, batch: Sequence[Work], known: dict[bytes, 
     found_all = recommender.find_many([ask for _, ask in asking], known)
     for (work, _), found in zip(asking, found_all, strict=True):
         work.found = found
-
-
-def _tell(batch: Sequence[Work]) -> None:
-    for work in batch:
-        # Who asked may have gone.
-        if work.done is not None and not work.done.done():
-            work.done.set_result(None)

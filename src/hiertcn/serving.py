@@ -8,7 +8,6 @@ import asyncio
 import gc
 import ipaddress
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,6 @@ from hiertcn.watchdog import watch
 CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
-_SWITCH = 0.0005
 _OFTEN = 10_000, 20, 20
 SLOW = 10.0
 """Seconds for a request line and headers, and for a body."""
@@ -184,11 +182,9 @@ def serve(server: Server, host: str, port: int, started: Callable[[int], None]) 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Two threads take turns at Python here, that of requests and that of batches; by default one waits 5 ms for the
-    other. And a catalog is a million objects, which the collector would look through again and again; a batch of
-    answers is some thousand more, none of them part of a cycle."""
-    before, often = sys.getswitchinterval(), gc.get_threshold()
-    sys.setswitchinterval(_SWITCH)
+    """A catalog is a million objects, which the collector would look through again and again; a batch of answers is
+    some thousand more, none of them part of a cycle."""
+    often = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_OFTEN)
@@ -197,4 +193,3 @@ def _undisturbed() -> Iterator[None]:
     finally:
         gc.set_threshold(*often)
         gc.unfreeze()
-        sys.setswitchinterval(before)
