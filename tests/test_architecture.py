@@ -21,7 +21,7 @@ LONGEST = 320
 FLOORS = {
     6: """cli verbs verbs.catalogs verbs.comparisons verbs.exports verbs.flags verbs.logs verbs.runs verbs.servers
           verbs.states
-          server serving diagnosis""",
+          server connection serving diagnosis""",
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying

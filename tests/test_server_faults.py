@@ -27,7 +27,10 @@ HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/js
 class Hasty(Server):
     """Gives a request a second and a half, and has room for some hundred connections."""
 
-    PROGRAM = f"import hiertcn.serving as s; s.SLOW = 1.5; s.CONNECTIONS = 60; {Server.PROGRAM}"
+    PROGRAM = (
+        "import hiertcn.connection as c; c.SLOW = 1.5; import hiertcn.serving as s; s.CONNECTIONS = 60; "
+        f"{Server.PROGRAM}"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import numpy as np
 
 import hiertcn
 from hiertcn.aside import is_aside
+from hiertcn.connection import SLOW
 from hiertcn.door import MOST
 from hiertcn.errors import ArtifactError, HiertcnError, InputError
 from hiertcn.hearing import KEPT
@@ -27,7 +28,7 @@ from hiertcn.retrieval import FORMS, form_for
 from hiertcn.served import Served, exported_of, served
 from hiertcn.server import RETENTION
 from hiertcn.service import TOGETHER, WAITING
-from hiertcn.serving import CONNECTIONS, SLOW
+from hiertcn.serving import CONNECTIONS
 from hiertcn.skew import SKEW
 from hiertcn.states import Durability, SQLiteStates, StateStore, UserState, open_states
 from hiertcn.states.state import HISTORY, digest_in

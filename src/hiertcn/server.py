@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ROUTES", "Server"]
+__all__ = ["BUSY", "ROUTES", "Server"]
 
 import logging
 import time
@@ -75,6 +75,13 @@ class Server:
         """The one that answers now."""
         return self.service.recommender
 
+    def refuses(self, method: bytes, path: bytes) -> bool:
+        """Whether a request is answered by BUSY, unread, since too much waits; then it is counted."""
+        if not self.service.full or (method, path) not in _WAITING:
+            return False
+        self.measures.request(path.decode(), 503, 0.0)
+        return True
+
     def _endpoint(self, door: Door) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
             begun, status = time.perf_counter(), 500
@@ -93,9 +100,6 @@ class Server:
                 check_named(request, self._hosts)
             self._check_role(request, door.role)
             body = b"" if door.takes is None else await body_of(request, door.body)
-            if self.service.full and door.call in _WAITING:
-                # Before it costs more to read it.
-                raise Overloaded
             given = None if door.takes is None else await decoded_apart(body, door.takes)
             found = await door.call(self, given, request)
             return found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
@@ -104,9 +108,9 @@ class Server:
         except InputError as error:
             return _problem(422, m.Fault("invalid", str(error)))
         except Overloaded:
-            return _problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
+            return BUSY
         except StorageError:
-            # Where the store is, is told in the log alone.
+            # Where it is, only the log tells.
             return _problem(503, m.Fault("store_unavailable", "The store does not take it now."), retry=1)
         except ArtifactError as error:
             _log.warning("%s", error)
@@ -283,7 +287,7 @@ ROUTES = (
     Door("GET", "/docs", None, None, Server.docs, media="text/html"),
 )
 # What waits for the next batch.
-_WAITING = Server.events, Server.recommend, Server.observe
+_WAITING = {(b"POST", path) for path in (b"/v1/events", b"/v1/recommend", b"/v1/observe")}
 
 
 def _answered(by: Recommender, found: Found) -> tuple[list[m.Ranked], m.Source, m.Reason | msgspec.UnsetType]:
@@ -296,6 +300,9 @@ def _answered(by: Recommender, found: Found) -> tuple[list[m.Ranked], m.Source, 
 def _problem(status: int, fault: m.Fault, retry: int | None = None) -> Response:
     headers = {} if retry is None else {"retry-after": str(retry)}
     return Response(m.encoded(m.Problem(fault)), status_code=status, media_type=JSON, headers=headers)
+
+
+BUSY = _problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
 
 
 async def _refused_by_routing(request: Request, error: HTTPException) -> Response:

@@ -1,4 +1,4 @@
-"""A server on a socket: uvicorn, with an end to what clients may hold up."""
+"""A server on a socket: uvicorn, which stops as it should."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import ipaddress
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from hiertcn.connection import Connection
 from hiertcn.errors import InputError
 from hiertcn.exported import FOLDER, Exported
 from hiertcn.served import exported_of
@@ -27,75 +28,6 @@ CONNECTIONS = 4096
 # Of a stop: load balancers see that it is not ready, then what is under way may end.
 GRACE, ENDING = 0.5, 7
 _OFTEN = 10_000, 20, 20
-SLOW = 10.0
-"""Seconds for a request line and headers, and for a body."""
-HEAD = 64 << 10
-"""Bytes of a request line and headers at most: they are put together piece by piece, which takes the square of it."""
-_TOO_LONG = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: 84\r\n\r\n"
-    b'{"error":{"code":"head_too_long","message":"The headers are longer than 64 KiB."}}\r\n'
-)
-_TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 76\r\n\r\n"
-    b'{"error":{"code":"too_slow","message":"The body did not come within 10 s."}}'
-)
-
-
-class Protocol(HttpToolsProtocol):
-    """HTTP whose requests have to state themselves within some seconds and bytes."""
-
-    _deadline: asyncio.TimerHandle | None = None
-    # Bytes of a request that is not stated yet, None of one that is; and whether what came last began with another.
-    _head: int | None = 0
-    _mixed = False
-
-    def data_received(self, data: bytes) -> None:
-        self._mixed = False
-        super().data_received(data)
-        if self._head is None or self._mixed:
-            return
-        self._head += len(data)
-        if self._head > HEAD and not self.transport.is_closing():
-            self.transport.write(_TOO_LONG)
-            self.transport.close()
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._wait()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._wait()
-
-    def on_headers_complete(self) -> None:
-        self._wait()
-        self._head = None
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        self._stop_waiting()
-        self._head, self._mixed = 0, True
-        super().on_message_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        self._stop_waiting()
-        self._deadline = self.loop.call_later(SLOW, self._end)
-
-    def _end(self) -> None:
-        # Who was answered without the body is told no more.
-        if self._head is None and not self.cycle.response_started:
-            self.transport.write(_TOO_SLOW)
-        self.transport.close()
-
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
 
 class _Process(uvicorn.Server):
@@ -164,7 +96,7 @@ def serve(server: Server, host: str, port: int, started: Callable[[int], None]) 
         host=host,
         port=port,
         loop="uvloop",
-        http=Protocol,
+        http=cast(Any, partial(Connection, server.refuses)),
         ws="none",
         lifespan="off",
         log_level="warning",
