@@ -21,8 +21,10 @@ ITEMS, SECONDS, ROUNDS = 200_000, 5.0, 3
 # More than can be answered; so many times what is answered then is too much, from more connections than may wait.
 MOST, TIMES, CROWD = 3_000.0, 3, 2_048
 # What is asked, and how often a second.
-ASKED = (("observe", 100.0), ("observe", 300.0), ("observe", 1_000.0), ("observe", 2_000.0), ("recommend", 1_000.0))
-ASKED += (("recommend", 3_000.0),)
+ASKED = (
+    *(("observe", rate) for rate in (100.0, 300.0, 1_000.0, 2_000.0)),
+    *(("recommend", rate) for rate in (1_000.0, 3_000.0)),
+)
 # Raw ASGI, with answers as long as those of 50 items.
 _ECHO = """
 import sys, uvicorn

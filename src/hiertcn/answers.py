@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["Followed", "Found", "Kept", "Recommendation"]
+__all__ = ["Chosen", "Followed", "Kept", "Recommendation"]
 
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ class Recommendation(NamedTuple):
     source: str
 
 
-class Found(NamedTuple):
-    """What was found for who asks, by rows; source: of its scores, as of a Recommendation."""
+class Chosen(NamedTuple):
+    """What was chosen for who asks, by rows; source: of its scores, as of a Recommendation."""
 
     best: Best
     source: str

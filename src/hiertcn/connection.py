@@ -6,29 +6,31 @@ __all__ = ["HEAD", "SLOW", "Connection"]
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from hiertcn.server import BUSY
+from hiertcn.messages import Fault
+from hiertcn.server import BUSY, problem
 
 SLOW = 10.0
 """Seconds for a request line and headers, and for a body."""
 HEAD = 64 << 10
 """Bytes of a request line and headers at most: they are put together piece by piece, which takes the square of it."""
-_TOO_LONG = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: 84\r\n\r\n"
-    b'{"error":{"code":"head_too_long","message":"The headers are longer than 64 KiB."}}\r\n'
-)
-_TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: 76\r\n\r\n"
-    b'{"error":{"code":"too_slow","message":"The body did not come within 10 s."}}'
-)
-_BUSY = b"HTTP/1.1 503 Service Unavailable\r\n%s\r\n%s" % (
-    b"".join(b"%s: %s\r\n" % header for header in BUSY.raw_headers),
-    BUSY.body,
-)
+
+
+def _raw(answer: Response, *more: bytes) -> bytes:
+    """As it is written to a socket."""
+    line = b"HTTP/1.1 %d %s" % (answer.status_code, HTTPStatus(answer.status_code).phrase.encode())
+    return b"\r\n".join([line, *map(b": ".join, answer.raw_headers), *more, b"", bytes(answer.body)])
+
+
+_CLOSE = b"connection: close"
+_TOO_LONG = _raw(problem(431, Fault("head_too_long", f"The headers are longer than {HEAD >> 10} KiB.")), _CLOSE)
+_TOO_SLOW = _raw(problem(408, Fault("too_slow", f"The body did not come within {SLOW:.0f} s.")), _CLOSE)
+_BUSY, _LAST = _raw(BUSY), _raw(BUSY, _CLOSE)
 
 
 class Connection(HttpToolsProtocol):
@@ -64,14 +66,14 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        # It may come in one piece with one that was refused.
+        self._unset_keepalive_if_required()
         self._wait()
 
     def on_headers_complete(self) -> None:
         self._wait()
         self._head = None
-        # Answers come in the order of requests.
-        first = self.cycle is None or self.cycle.response_complete
-        self._refused = first and not self.expect_100_continue and self._refuses(self.parser.get_method(), self.url)
+        self._refused = self._can_refuse() and self._refuses(self.parser.get_method(), self.url)
         if not self._refused:
             super().on_headers_complete()
 
@@ -85,10 +87,17 @@ class Connection(HttpToolsProtocol):
         if not self._refused:
             super().on_message_complete()
             return
-        self.transport.write(_BUSY)
-        if not self.parser.should_keep_alive():
+        last = self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive()
+        self.transport.write(_LAST if last else _BUSY)
+        if last:
             self.transport.close()
         self.on_response_complete()
+
+    def _can_refuse(self) -> bool:
+        """Unless an answer has to come first, or is not read, or more should be done than to refuse."""
+        first = (self.cycle is None or self.cycle.response_complete) and not self.flow.write_paused
+        most = self.limit_concurrency
+        return first and not self.expect_100_continue and (most is None or len(self.connections) < most)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -104,7 +113,12 @@ class Connection(HttpToolsProtocol):
         if self.loop.time() < self._due:
             self._timer = None if self._due == float("inf") else self.loop.call_at(self._due, self._ring)
             return
+        if self.pipeline:
+            # What is waited for is held back here, behind a slow answer.
+            self._timer = None
+            self._wait()
+            return
         # Who was answered without the body is told no more.
-        if self._head is None and not self._refused and not self.cycle.response_started:
+        if self._head is None and (self._refused or not self.cycle.response_started):
             self.transport.write(_TOO_SLOW)
         self.transport.close()

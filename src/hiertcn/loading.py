@@ -159,14 +159,16 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
     # What is held already would be looked through again and again, for a tenth of a second each time.
     gc.collect()
     gc.freeze()
-    begun = time.perf_counter()
-    for number, body in enumerate(requests):
-        due = begun + number / load.rate
-        while (wait := due - time.perf_counter()) > 0:
-            await asyncio.sleep(max(wait - _LATE, 0.0))
-        asked.append(asyncio.ensure_future(ask(body, due)))
-    await asyncio.gather(*asked)
-    gc.unfreeze()
+    try:
+        begun = time.perf_counter()
+        for number, body in enumerate(requests):
+            due = begun + number / load.rate
+            while (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(max(wait - _LATE, 0.0))
+            asked.append(asyncio.ensure_future(ask(body, due)))
+        await asyncio.gather(*asked)
+    finally:
+        gc.unfreeze()
     return Latencies(load, np.array(seconds), statuses, time.perf_counter() - begun, np.array(refusals))
 
 

@@ -37,6 +37,10 @@ class Measures:
         self._counted(route, status).inc()
         self._timed(route).observe(seconds)
 
+    def refused(self, route: str, status: int) -> None:
+        """Count one that was refused unread, which took no time worth telling."""
+        self._counted(route, status).inc()
+
     def event(self, status: str) -> None:
         """Count one event."""
         self._became(status).inc()

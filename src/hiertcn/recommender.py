@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from hiertcn.answers import Followed, Found, Kept, Recommendation
+from hiertcn.answers import Chosen, Followed, Kept, Recommendation
 from hiertcn.aside import forget_aside
 from hiertcn.choice import allowed
 from hiertcn.crowd import Crowd
@@ -182,7 +182,7 @@ class Recommender:
         """
         return [self.stock.named(*found) for found in self.find_many(asks, known)]
 
-    def find_many(self, asks: Sequence[Ask], known: Mapping[bytes, UserState] | None = None) -> list[Found]:
+    def find_many(self, asks: Sequence[Ask], known: Mapping[bytes, UserState] | None = None) -> list[Chosen]:
         """The same by rows, which `stock` names."""
         known = dict(known or {})
         keys = [_key(ask.user) for ask in asks]
@@ -249,7 +249,7 @@ class Recommender:
         """Whether it is an item of the catalog, or was added."""
         return self.stock.row(checked_id(item, "item")) > 0
 
-    def popular(self, ask: Ask) -> Found:
+    def popular(self, ask: Ask) -> Chosen:
         """An answer without looking at the store: the most popular items."""
         return self._find([self._asked(ask._replace(exclude_seen=False, time=None), UserState())])[0]
 
@@ -305,7 +305,7 @@ class Recommender:
         with self._hearing.crowd() as crowd:
             return self._model.encode(stream, self._online.initial(states), crowd)
 
-    def _find(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[Found]:
+    def _find(self, asked: Sequence[_Asked], keys: Ints | None = None) -> list[Chosen]:
         hears = self._hearing.hears
         warm = {
             n: one for n, one in enumerate(asked) if (hears and one.moment) or any(map(self.stock.row, one.state.items))
@@ -314,6 +314,6 @@ class Recommender:
         queries = self._queries(list(warm.values()), keys) if warm else None
         found = iter(() if queries is None else self._scorer.best(queries, [limits[n] for n in warm]))
         return [
-            Found(next(found), "model") if n in warm else Found(best_of(self.stock.popular, limit), "popular")
+            Chosen(next(found), "model") if n in warm else Chosen(best_of(self.stock.popular, limit), "popular")
             for n, limit in enumerate(limits)
         ]

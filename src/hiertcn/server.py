@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUSY", "ROUTES", "Server"]
+__all__ = ["BUSY", "ROUTES", "Server", "problem"]
 
 import logging
 import time
@@ -21,7 +21,7 @@ from starlette.routing import Match, Route
 from hiertcn import itemdoors, modeldoors, pagedoors, userdoors
 from hiertcn import messages as m
 from hiertcn.allowance import Allowance
-from hiertcn.answers import Found
+from hiertcn.answers import Chosen
 from hiertcn.decoding import decoded
 from hiertcn.deployment import Deployment
 from hiertcn.direct import Direct
@@ -79,7 +79,7 @@ class Server:
         """Whether a request is answered by BUSY, unread, since too much waits; then it is counted."""
         if not self.service.full or (method, path) not in _WAITING:
             return False
-        self.measures.request(path.decode(), 503, 0.0)
+        self.measures.refused(path.decode(), 503)
         return True
 
     def _endpoint(self, door: Door) -> Callable[[Request], Awaitable[Response]]:
@@ -104,17 +104,17 @@ class Server:
             found = await door.call(self, given, request)
             return found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
         except m.Refused as refused:
-            return _problem(refused.status, refused.fault, refused.retry)
+            return problem(refused.status, refused.fault, refused.retry)
         except InputError as error:
-            return _problem(422, m.Fault("invalid", str(error)))
+            return problem(422, m.Fault("invalid", str(error)))
         except Overloaded:
             return BUSY
         except StorageError:
             # Where it is, only the log tells.
-            return _problem(503, m.Fault("store_unavailable", "The store does not take it now."), retry=1)
+            return problem(503, m.Fault("store_unavailable", "The store does not take it now."), retry=1)
         except ArtifactError as error:
             _log.warning("%s", error)
-            return _problem(503, m.Fault("state_damaged", "What is stored can't be read; the log says why."))
+            return problem(503, m.Fault("state_damaged", "What is stored can't be read; the log says why."))
 
     def _check_role(self, request: Request, role: Role | None) -> None:
         if role is None or not len(self.keys):
@@ -203,9 +203,8 @@ class Server:
         try:
             work = await self.service.do(Work(ask=ask))
         except (StorageError, ArtifactError):
-            # Read once: another may take over.
-            by = self.recommender
-            items, reason = _answered(by, by.popular(ask))[::2]
+            by = self.recommender  # Read once: another may take over.
+            items, _source, reason = _answered(by, by.popular(ask))
             return m.Answer(given.user_id, items, "degraded", by.name, reason)
         items, source, reason = _answered(work.by, work.found)
         return m.Answer(given.user_id, items, source, work.by.name, reason)
@@ -287,27 +286,28 @@ ROUTES = (
     Door("GET", "/docs", None, None, Server.docs, media="text/html"),
 )
 # What waits for the next batch.
-_WAITING = {(b"POST", path) for path in (b"/v1/events", b"/v1/recommend", b"/v1/observe")}
+_CALLS = Server.events, Server.recommend, Server.observe
+_WAITING = {(door.method.encode(), door.path.encode()) for door in ROUTES if door.call in _CALLS}
 
 
-def _answered(by: Recommender, found: Found) -> tuple[list[m.Ranked], m.Source, m.Reason | msgspec.UnsetType]:
+def _answered(by: Recommender, found: Chosen) -> tuple[list[m.Ranked], m.Source, m.Reason | msgspec.UnsetType]:
     items = [m.Ranked(*one) for one in by.stock.listed(found.best)]
     if not items:
         return items, "cold", "none_left"
     return items, "cold" if found.source == "popular" else "model", msgspec.UNSET
 
 
-def _problem(status: int, fault: m.Fault, retry: int | None = None) -> Response:
+def problem(status: int, fault: m.Fault, retry: int | None = None) -> Response:
     headers = {} if retry is None else {"retry-after": str(retry)}
     return Response(m.encoded(m.Problem(fault)), status_code=status, media_type=JSON, headers=headers)
 
 
-BUSY = _problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
+BUSY = problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
 
 
 async def _refused_by_routing(request: Request, error: HTTPException) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
-    answer = _problem(error.status_code, m.Fault(phrase.lower().replace(" ", "_"), f"{phrase}. See /docs."))
+    answer = problem(error.status_code, m.Fault(phrase.lower().replace(" ", "_"), f"{phrase}. See /docs."))
     if error.status_code == 405:
         routes = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
         # A path that could be an id as well is what it says.
@@ -317,4 +317,4 @@ async def _refused_by_routing(request: Request, error: HTTPException) -> Respons
 
 
 async def _unforeseen(_: Request, error: Exception) -> Response:
-    return _problem(500, m.Fault("fault", "Something failed that should not; the log of the server says what."))
+    return problem(500, m.Fault("fault", "Something failed that should not; the log of the server says what."))

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from hiertcn.answers import Found
+from hiertcn.answers import Chosen
 from hiertcn.aside import set_aside
 from hiertcn.door import Ask, Event, key_of
 from hiertcn.errors import StorageError
@@ -58,8 +58,8 @@ class Work:
     ask: Ask | None = None
     act: Callable[[Recommender], None] | None = None
     statuses: Sequence[Status] = ()
-    found: Found = field(init=False)
-    by: Recommender = field(init=False)
+    found: Chosen = field(init=False, repr=False)
+    by: Recommender = field(init=False, repr=False)
     failed: Exception | None = None
     done: asyncio.Future[None] | None = None
 
@@ -88,7 +88,7 @@ class Service:
         self._most, self._queue = waiting, SimpleQueue[Work | None]()
         self._putting, self._closing, self._listened = threading.Lock(), False, float("-inf")
         self.beat, self.set_aside, self._begun = time.monotonic(), 0, 0
-        self._took, self._turn = 0.0, SimpleQueue[None]()
+        self._took = 0.0
         self.failing: set[_Step] = set()
         # By step, since a store that takes nothing in may still be read.
         self._shut: dict[_Step, _Shut] = {}
@@ -135,8 +135,9 @@ class Service:
     def close(self) -> None:
         """End when all that waits is done."""
         with self._putting:
+            if not self._closing:
+                self._queue.put(None)
             self._closing = True
-            self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
@@ -147,20 +148,14 @@ class Service:
             if batch:
                 self._follow(batch)
                 self._begun = 0
-                self._took += _WEIGHT * (time.monotonic() - self.beat - self._took)
-                # One call for a whole batch: each wakes the loop.
                 loop: asyncio.AbstractEventLoop = batch[0].done.get_loop()  # type: ignore[union-attr]
-                loop.call_soon_threadsafe(self._tell, loop, batch)
-                with suppress(Empty):
-                    self._turn.get(timeout=TURN)
-
-    def _tell(self, loop: asyncio.AbstractEventLoop, batch: Sequence[Work]) -> None:
-        for work in batch:
-            # Who asked may have gone.
-            if work.done is not None and not work.done.done():
-                work.done.set_result(None)
-        # When they are answered.
-        loop.call_soon(self._turn.put, None)
+                turn = SimpleQueue[None]()
+                # A loop that was closed has nobody left to tell; one that is busy is not waited for.
+                with suppress(RuntimeError, Empty):
+                    # One call for a whole batch: each wakes the loop.
+                    loop.call_soon_threadsafe(_tell, loop, batch, turn)
+                    turn.get(timeout=TURN)
+                self._took += _WEIGHT * (time.monotonic() - self.beat - self._took)
 
     def _next(self) -> list[Work] | None:
         """What waits, once something does; nothing, if for long nothing did; None at the end."""
@@ -260,3 +255,12 @@ def _answer(recommender: Recommender, batch: Sequence[Work], known: dict[bytes, 
     found_all = recommender.find_many([ask for _, ask in asking], known)
     for (work, _), found in zip(asking, found_all, strict=True):
         work.found = found
+
+
+def _tell(loop: asyncio.AbstractEventLoop, batch: Sequence[Work], turn: SimpleQueue[None]) -> None:
+    for work in batch:
+        # Who asked may have gone.
+        if work.done is not None and not work.done.done():
+            work.done.set_result(None)
+    # Once they are answered.
+    loop.call_soon(turn.put, None)

@@ -4,12 +4,12 @@ spread from it in the direction of a query.
 By their centres alone, twice as many would have to be: items lie far out in a wide cell whose centre is no better than
 others.
 
-Legend: n places, T queries, Q size of a vector, L cells, G groups of directions.
+Legend: n places, T queries, C places found, Q size of a vector, L cells, G groups of directions.
 """
 
 from __future__ import annotations
 
-__all__ = ["Cells", "build", "load", "parameters"]
+__all__ = ["KIND", "Cells", "build", "load", "parameters"]
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from safetensors.numpy import load as restored
 from safetensors.numpy import save
 
-from hiertcn.retrieval.blocks import BLOCK, blocks, check_going, looked_up_by_product, stored
+from hiertcn.retrieval.blocks import blocks, check_going, looked_up_by_product, stored
 from hiertcn.retrieval.protocol import Allowed, Rows, Vectors
 
 KIND = "ivf"
@@ -51,9 +51,11 @@ class _Spread(NamedTuple):
 
     def reach(self, queries: Vectors) -> Vectors:
         """float32 [T, L]: how much more than its centre the best item of each cell may score."""
-        along = np.add.reduceat((queries @ self.axes) ** 2, self.starts, axis=1)
-        found: Vectors = along @ self.wide.T
-        return np.sqrt(found, out=found)
+        # Of length one, since squares of large numbers are no numbers.
+        norms = np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-30)
+        along = np.add.reduceat(((queries / norms) @ self.axes) ** 2, self.starts, axis=1)
+        found: Vectors = norms * np.sqrt(along @ self.wide.T)
+        return found
 
 
 class Cells:
@@ -84,8 +86,8 @@ class Cells:
         return self.near(queries, min(count, k + self.more), max(1, min(len(self._centres), int(probed))), chosen)
 
     def near(self, queries: Vectors, k: int, probed: int, chosen: dict[str, Any]) -> Rows:
-        """int64 [T, k]: the best places of so many cells. Of so many cells, two products and a partition are far
-        quicker than the library's own search."""
+        """int64 [T, k]: the best places of the `probed` best cells. Of thousands of cells two products and a partition
+        choose far quicker than the library's own search."""
         scores = queries @ self._centres.T
         scores += self._spread.reach(queries)
         rest = len(self._centres) - probed
@@ -114,7 +116,7 @@ class Cells:
 
 def parameters() -> dict[str, str]:
     """What it is built and searched by."""
-    found = {"cells": f"{CELLS} times the root", "recall": str(RECALL), "bits": "8"}
+    found = {"cells": f"{CELLS} times the root", "recall": str(RECALL), "bits": "8", "more": f"{MORE} to {MOST_MORE}"}
     return {**found, "bold": str(BOLD), "groups": str(GROUPS)}
 
 
@@ -187,12 +189,13 @@ def _enough(cells: Cells, most: int, vectors: npt.NDArray[Any], going: Callable[
     best = min(BEST_OF, size - cells.more)
     scores = np.full((ASKED, 0), 0, dtype=np.float32)
     places = np.full((ASKED, 0), 0, dtype=np.int64)
-    for number, block in enumerate(blocks(vectors, going)):
-        begin = number * BLOCK
+    begin = 0
+    for block in blocks(vectors, going):
         scores = np.concatenate([scores, queries @ block.T], axis=1)
         places = np.concatenate([places, np.broadcast_to(np.arange(begin, begin + len(block)), (ASKED, len(block)))], 1)
         kept = np.argpartition(-scores, min(best, scores.shape[1]) - 1, axis=1)[:, :best]
         scores, places = np.take_along_axis(scores, kept, 1), np.take_along_axis(places, kept, 1)
+        begin += len(block)
     probed = 1
     while probed < most:
         check_going(going)

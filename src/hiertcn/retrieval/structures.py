@@ -24,7 +24,7 @@ WIDTH, WIDTH_AT = 170, 100_000
 # past those of large norm.
 BEND = 0.5
 BITS, PER_CELL, PROBED, LEAST_PROBED, FETCHED, TRAINED = 8, 40, 0.16, 32, 4, 64
-_FORMAT = 2
+_FORMAT = 1
 
 
 def version() -> str:
@@ -152,15 +152,15 @@ def _trained(vectors: npt.NDArray[Any]) -> Any:
     nearest cell takes an item, so that those of large norm have cells of their own; cells are looked up by inner
     product."""
     size, dim = vectors.shape
-    cells = max(1, min(size // PER_CELL, int(4 * size**0.5)))
+    lists = max(1, min(size // PER_CELL, int(4 * size**0.5)))
     parts = next(n for n in range(max(1, dim // 2), 0, -1) if dim % n == 0)
     bits = BITS if size >= 1 << BITS else max(1, int(size).bit_length() - 1)
     quantizer = faiss.IndexFlatL2(dim)
-    index = faiss.IndexIVFPQ(quantizer, dim, cells, parts, bits, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.IndexIVFPQ(quantizer, dim, lists, parts, bits, faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = False
     # Fewer than it would like are all there are.
     index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-    sample = np.random.default_rng(0).permutation(size)[: max(TRAINED * cells, 1 << 14)]
+    sample = np.random.default_rng(0).permutation(size)[: max(TRAINED * lists, 1 << 14)]
     index.train(np.asarray(vectors[np.sort(sample)], dtype=np.float32))
     return index
 
