@@ -27,7 +27,7 @@ from hiertcn.recommender import Recommender
 from hiertcn.retrieval import ExactIndex
 from hiertcn.scoring import Limits, Scorer, compared
 from hiertcn.server import Server
-from hiertcn.service import SHUT, SLOW, Overloaded, Service, Work
+from hiertcn.service import SHUT, SLOW, TURN, Overloaded, Service, Work
 from hiertcn.states import MemoryStates, StateStore, Update
 from people import FULL, START, assert_alike, catalog_of, run_of
 
@@ -385,3 +385,41 @@ def test_an_exact_index_finds_what_all_scores_tell(
     apart = np.abs(np.diff(dense.scores)) > 1e-4
     if apart.all():
         assert searched.rows.tolist() == dense.rows.tolist()
+
+
+def test_each_batch_is_answered_before_the_next_begins(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hiertcn.service.TOGETHER", 1)
+    log: list[tuple[str, int]] = []
+
+    async def ask(service: Service, number: int) -> None:
+        await service.do(Work(act=lambda _: log.append(("begun", number))))
+        log.append(("answered", number))
+        if number == 2:
+            # For longer than it is waited for; that is to be the only time.
+            time.sleep(3 * TURN)
+
+    async def ask_all(service: Service) -> None:
+        # All of them wait before the first batch ends.
+        hold = asyncio.ensure_future(service.do(Work(act=lambda _: time.sleep(0.05))))
+        await asyncio.gather(hold, *(ask(service, number) for number in range(20)))
+
+    with service_of(run, MemoryStates()) as service:
+        asyncio.run(ask_all(service))
+    begun = {number: log.index(("begun", number)) for number in range(20)}
+    early = [n for n in range(19) if log.index(("answered", n)) > begun[n + 1]]
+    assert set(early) <= {3, 4, 5, 6}
+
+
+def test_a_loop_that_is_gone_does_not_end_the_thread_of_batches(run: Run) -> None:
+    async def leave(service: Service) -> None:
+        asked = asyncio.ensure_future(service.do(Work(act=lambda _: time.sleep(0.1))))
+        await asyncio.sleep(0.01)
+        asked.cancel()
+
+    with service_of(run, MemoryStates()) as service:
+        asyncio.run(leave(service))
+        (work,) = asyncio.run(ask_all(service, Work(ask=Ask("u", 3))))
+        assert len(named(work)) == 3
+        service.close()
+        service.close()
+        assert (service.waiting, service.stuck) == (0, 0.0)

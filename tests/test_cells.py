@@ -1,0 +1,65 @@
+"""Cells are probed by how far their items spread, too; whatever the vectors are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hiertcn.retrieval import cells
+from indexes import asked, learned_vectors, recall
+
+ITEMS, DIM, BEST = 8_000, 32, 50
+
+
+def best(vectors: np.ndarray, queries: np.ndarray, k: int = BEST) -> np.ndarray:
+    scores = queries.astype(np.float64) @ vectors.T.astype(np.float64)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def found(index: cells.Cells, queries: np.ndarray, size: int, k: int = BEST) -> np.ndarray:
+    return index.find(queries, k, np.ones(size, dtype=bool), size)
+
+
+def test_fewer_cells_are_probed_than_by_their_centres_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = learned_vectors(ITEMS, DIM)
+    vectors, queries = table[1:], asked(table, 200)
+    index = cells.build(vectors, 1, lambda: True)
+    monkeypatch.setattr(cells, "BOLD", 0.0)
+    plain = cells.build(vectors, 1, lambda: True)
+    assert index._index.nprobe < 0.8 * plain._index.nprobe
+    for one in (index, plain):
+        assert recall(found(one, queries, ITEMS), best(vectors, queries)) > 0.95
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e14])
+def test_numbers_of_any_size_are_found_as_well(scale: float) -> None:
+    table = learned_vectors(ITEMS, DIM)
+    index = cells.build(table[1:] * np.float32(scale), 1, lambda: True)
+    with np.errstate(over="raise", invalid="raise"):
+        rows = found(index, asked(table, 100) * np.float32(scale), ITEMS)
+    assert recall(rows, best(table[1:], asked(table, 100))) > 0.95
+
+
+@pytest.mark.parametrize(("size", "dim"), [(64, 1), (65, 3), (700, 8)])
+@pytest.mark.parametrize("how", ["zero", "equal", "random"])
+def test_few_or_equal_vectors(size: int, dim: int, how: str) -> None:
+    random = np.random.default_rng(0)
+    vectors = {"zero": np.zeros((size, dim)), "equal": np.ones((size, dim)), "random": random.normal(size=(size, dim))}
+    some = vectors[how].astype(np.float32)
+    index = cells.build(some, 1, lambda: True)
+    queries = random.normal(size=(4, dim)).astype(np.float32)
+    assert np.isfinite(index._spread.reach(queries)).all()
+    rows = found(cells.load(index.to_bytes(), 1), queries, size, size)
+    np.testing.assert_array_equal(rows, found(index, queries, size, size))
+    for row in rows:
+        assert len(np.unique(row[row >= 0])) == (row >= 0).sum()
+
+
+def test_only_what_is_marked_is_found() -> None:
+    table = learned_vectors(ITEMS, DIM)
+    vectors, queries = table[1:], asked(table, 50)
+    marked = np.random.default_rng(2).random(ITEMS) < 0.5
+    rows = cells.build(vectors, 1, lambda: True).find(queries, BEST, marked, int(marked.sum()))
+    assert marked[rows[rows >= 0]].all()
+    allowed = np.flatnonzero(marked)
+    assert recall(rows, allowed[best(vectors[allowed], queries)]) > 0.95
