@@ -18,6 +18,7 @@ from hiertcn.ranges import ranges, runs
 from hiertcn.trends import MOST, Floats, Ints
 
 Rows = npt.NDArray[np.int32]
+_PICK = np.dtype([("time", "<f8"), ("row", "<i4")])
 
 
 class Follows:
@@ -29,13 +30,13 @@ class Follows:
         self._picked, self._times = picked[order].astype(np.int32), times[order]
         # The pairs of item x are those from _begins[x] to _begins[x + 1].
         self._begins = np.concatenate([[0], np.cumsum(np.bincount(items))])
-        # Of items that were picked from since: the last picks, the latest at the end.
-        self._since: dict[int, tuple[Rows, Floats]] = {}
+        # Of items that were picked from since: the last picks, the latest at the end; as bytes, since there are many.
+        self._since: dict[int, bytes] = {}
 
     def observe(self, row: int, time: float, after: int) -> None:
         """Take in that `row` was picked next after `after`, at `time`."""
-        rows, times = self._since.get(after) or self._last_of(after)
-        self._since[after] = np.append(rows, np.int32(row))[-MOST:], np.append(times, time)[-MOST:]
+        known = self._since.get(after) or self._last_of(after)
+        self._since[after] = (known + np.array((time, row), dtype=_PICK).tobytes())[-MOST * _PICK.itemsize :]
 
     def at(self, moments: Floats, after: Ints) -> tuple[Rows, npt.NDArray[np.float32]]:
         """int32 [N, H, K] item rows, 0 for none, and float32 [N, H, K], their weights: what followed item rows `after`
@@ -76,15 +77,17 @@ class Follows:
         for n, item in enumerate(after.tolist() if self._since else ()):
             if item not in self._since:
                 continue
-            since, when = self._since[item]
-            rows[n], times[n] = 0, 0.0
-            rows[n, MOST - len(since) :], times[n, MOST - len(since) :] = since * (when < moments[n]), when
+            since = np.frombuffer(self._since[item], dtype=_PICK)
+            rows[n], times[n], when = 0, 0.0, since["time"]
+            rows[n, MOST - len(since) :], times[n, MOST - len(since) :] = since["row"] * (when < moments[n]), when
         return rows, np.minimum(times, moments[:, None])
 
-    def _last_of(self, item: int) -> tuple[Rows, Floats]:
+    def _last_of(self, item: int) -> bytes:
         (begin,), (end,) = self._of(np.array([item]))
         kept = slice(max(begin, end - MOST), end)
-        return self._picked[kept], self._times[kept]
+        found = np.empty(len(self._times[kept]), dtype=_PICK)
+        found["time"], found["row"] = self._times[kept], self._picked[kept]
+        return found.tobytes()
 
 
 def _bisected(times: Floats, begins: Ints, ends: Ints, moments: Floats) -> Ints:
