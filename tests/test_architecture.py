@@ -21,13 +21,13 @@ LONGEST = 320
 FLOORS = {
     6: """cli verbs verbs.catalogs verbs.comparisons verbs.exports verbs.flags verbs.logs verbs.runs verbs.servers
           verbs.states
-          server connection serving diagnosis""",
+          server serving diagnosis""",
     5: """training demo report sections pictures timeline progress settings checkpoint optimizer estimate assortment
           spaces contenders plans jobs children watching tuning comparison comparison_report comparing
           embedding pinsage features averaging memorising exporting verifying
           service messages keys measures loading bar journal replay userdata registry smoke apart decoding deployment
           page openapi reference allowance incoming hosts direct itemdoors modeldoors pagedoors userdoors watchdog
-          marker""",
+          marker connection problems""",
     4: """batching streams objective ranking targets evaluation recommender histories inspection userqueries wholes
           neighbourhoods soundness door answers choice feeds exported graphs online scoring eager
           served hearing ledger stock beside aside""",

@@ -143,7 +143,7 @@ def test_a_model_that_knows_when_its_target_was_picked_is_flagged(
     model = leaky(Punctual, "popularity", cache)
     assert not check_soundness(model, cache.catalog, cache).leaks
 
-    def told(times: Any, place: Any, known: Any, lengths: Any, first: Any) -> Any:
+    def told(times: Any, place: Any, lengths: Any, first: Any) -> Any:
         seen = np.zeros(int(lengths.sum()))
         seen[place] = times
         return seen

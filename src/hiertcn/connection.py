@@ -13,7 +13,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from hiertcn.messages import Fault
-from hiertcn.server import BUSY, problem
+from hiertcn.problems import BUSY, problem
 
 SLOW = 10.0
 """Seconds for a request line and headers, and for a body."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUSY", "ROUTES", "Server", "problem"]
+__all__ = ["ROUTES", "Server"]
 
 import logging
 import time
@@ -32,6 +32,7 @@ from hiertcn.incoming import body_of, decoded_apart, event_id_in
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
 from hiertcn.openapi import JSON, Door, document
+from hiertcn.problems import BUSY, problem
 from hiertcn.recommender import Recommender
 from hiertcn.reference import CSP, page
 from hiertcn.service import Overloaded, Service, Work
@@ -295,14 +296,6 @@ def _answered(by: Recommender, found: Chosen) -> tuple[list[m.Ranked], m.Source,
     if not items:
         return items, "cold", "none_left"
     return items, "cold" if found.source == "popular" else "model", msgspec.UNSET
-
-
-def problem(status: int, fault: m.Fault, retry: int | None = None) -> Response:
-    headers = {} if retry is None else {"retry-after": str(retry)}
-    return Response(m.encoded(m.Problem(fault)), status_code=status, media_type=JSON, headers=headers)
-
-
-BUSY = problem(503, m.Fault("overloaded", "Too much waits. Come back in a second."), retry=1)
 
 
 async def _refused_by_routing(request: Request, error: HTTPException) -> Response:
