@@ -32,14 +32,11 @@ class Measures:
         self._timed = cache(self._seconds.labels)
         self._became = cache(self._events.labels)
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count one request."""
+    def request(self, route: str, status: int, seconds: float | None = None) -> None:
+        """Count one request. seconds: None for one that was refused unread, whose time would say nothing."""
         self._counted(route, status).inc()
-        self._timed(route).observe(seconds)
-
-    def refused(self, route: str, status: int) -> None:
-        """Count one that was refused unread, which took no time worth telling."""
-        self._counted(route, status).inc()
+        if seconds is not None:
+            self._timed(route).observe(seconds)
 
     def event(self, status: str) -> None:
         """Count one event."""

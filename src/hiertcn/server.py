@@ -80,7 +80,7 @@ class Server:
         """Whether a request is answered by BUSY, unread, since too much waits; then it is counted."""
         if not self.service.full or (method, path) not in _WAITING:
             return False
-        self.measures.refused(path.decode(), 503)
+        self.measures.request(path.decode(), 503)
         return True
 
     def _endpoint(self, door: Door) -> Callable[[Request], Awaitable[Response]]:
