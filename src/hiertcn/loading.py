@@ -155,18 +155,20 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
         else:
             refusals.append(time.perf_counter() - sent)
 
-    asked = []
     # What is held already would be looked through again and again, for a tenth of a second each time.
     gc.collect()
     gc.freeze()
     try:
         begun = time.perf_counter()
-        for number, body in enumerate(requests):
-            due = begun + number / load.rate
-            while (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(max(wait - _LATE, 0.0))
-            asked.append(asyncio.ensure_future(ask(body, due)))
-        await asyncio.gather(*asked)
+        # It holds only those that run: of all there were, the collector would make ever longer pauses.
+        async with asyncio.TaskGroup() as asked:
+            for number, body in enumerate(requests):
+                due = begun + number / load.rate
+                while (wait := due - time.perf_counter()) > 0:
+                    await asyncio.sleep(max(wait - _LATE, 0.0))
+                asked.create_task(ask(body, due))
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     finally:
         gc.unfreeze()
     return Latencies(load, np.array(seconds), statuses, time.perf_counter() - begun, np.array(refusals))
