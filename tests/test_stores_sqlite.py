@@ -234,7 +234,7 @@ def test_the_write_ahead_log_stays_short(tmp_path: Path) -> None:
             keys = [b"%d" % (n * 37 % 1000 + k) for k in range(64)]
             store.update(keys, lambda found: Update([os.urandom(4000)] * len(found), [bytes(100)] * 64))
             longest = max(longest, wal.stat().st_size)
-        assert 4 << 20 < longest < 12 << 20
+        assert 1 << 20 < longest < 3 << 20
         store.put("crowd", bytes(40 << 20))
         put(store, b"u", b"")
         assert wal.stat().st_size < 12 << 20

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from hiertcn.ranges import runs
 from hiertcn.retrieval import Index
 from hiertcn.retrieval.ranks import ranked
 from hiertcn.streams import Ints
@@ -155,20 +154,28 @@ def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits]) -> list
 
 
 def _boosted(model: Searchable, queries: Array) -> tuple[Array, Best]:
-    """float32 [T, Q], the vectors that an index is searched with; and [T, J], the rows that each query boosts,
-    ascending, with their scores: −inf for row 0, and for all but the last of what is boosted twice."""
-    vectors, rows, boosts = model.parted(queries)
-    order, each = rows.argsort(axis=1, kind="stable"), np.arange(len(rows))[:, None]
-    rows = rows[each, order]
-    begins, last = runs(rows)
-    sums = np.zeros((len(rows), rows.shape[1] + 1))
-    boosts[each, order].cumsum(axis=1, dtype=np.float64, out=sums[:, 1:])
-    scores = model.scores_of(vectors, rows)
-    scores += sums[:, 1:] - sums[each, begins]
-    scores[~last | (rows == 0)] = -np.inf
+    """float32 [T, Q], the vectors that an index is searched with; and [T, at most J], the rows that each query boosts,
+    ascending, behind zeros, with their scores, −inf for row 0. What is boosted twice has the sum."""
+    vectors, boosted, boosts = model.parted(queries)
+    query, column = boosted.nonzero()
+    # Every query's rows as a stretch of one increasing sequence.
+    keys = query * _NONE + boosted[query, column]
+    order = keys.argsort()
+    keys = keys[order]
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    query, found = np.divmod(keys[first], _NONE)
+    ends = np.bincount(query, minlength=len(boosted)).cumsum()
+    width = int(np.diff(ends, prepend=0).max(initial=0))
+    column = np.arange(width - len(query), width) + (len(query) - ends)[query]
+    rows, scores = np.zeros((len(boosted), width), dtype=np.int64), np.zeros((len(boosted), width))
+    rows[query, column] = found
+    if len(first):
+        scores[query, column] = np.add.reduceat(boosts[boosted != 0][order], first, dtype=np.float64)
+    scores += model.scores_of(vectors, rows)
+    scores[rows == 0] = -np.inf
     if model.bias is not None:
         vectors = np.concatenate([vectors, np.ones((len(vectors), 1))], axis=1)
-    return np.ascontiguousarray(vectors, dtype=np.float32), Best(rows, scores)
+    return np.ascontiguousarray(vectors, dtype=np.float32), Best(rows, scores.astype(np.float32))
 
 
 def _padded(lists: Sequence[Ints]) -> Ints:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = ["KIND", "Cells", "build", "load", "parameters"]
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ KIND = "ivf"
 # Of cells that hold the vectors themselves, each number in 8 bits: so many times the root of the number of items; they
 # are learned from so many vectors each, in so many rounds; and as many are probed as find this share of the best
 # BEST_OF for vectors like those of the items, which ASKED tell.
-CELLS, LEARNED, ROUNDS, RECALL, BEST_OF, ASKED, TURNED = 9, 48, 8, 0.98, 50, 256, 0.7
+CELLS, LEARNED, ROUNDS, RECALL, BEST_OF, ASKED, TURNED = 6, 48, 8, 0.98, 50, 256, 0.7
 # What 8 bits say of the last ones found is not certain, the less the closer items lie; so of so many one more is found,
 # within these bounds. And who asks for BEST_OF that may be given asks for some more, too.
 ONE_MORE_OF, MORE, MOST_MORE = 20_000, 16, 128
@@ -91,7 +92,10 @@ class Cells:
         scores = queries @ self._centres.T
         scores += self._spread.reach(queries)
         rest = len(self._centres) - probed
-        cells = np.ascontiguousarray(scores.argpartition(rest, axis=1)[:, rest:])
+        cells = scores.argpartition(rest, axis=1)[:, rest:]
+        # The best first, else what is found is replaced again and again.
+        order = np.take_along_axis(scores, cells, 1).argsort(axis=1)[:, ::-1]
+        cells = np.ascontiguousarray(np.take_along_axis(cells, order, 1))
         best, places = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
         # What cells score is only added where they hold what is left of vectors.
         arrays = (faiss.swig_ptr(array) for array in (cells, scores, best, places))
@@ -196,14 +200,18 @@ def _enough(cells: Cells, most: int, vectors: npt.NDArray[Any], going: Callable[
         kept = np.argpartition(-scores, min(best, scores.shape[1]) - 1, axis=1)[:, :best]
         scores, places = np.take_along_axis(scores, kept, 1), np.take_along_axis(places, kept, 1)
         begin += len(block)
-    probed = 1
-    while probed < most:
+
+    def enough(probed: int) -> bool:
         check_going(going)
         found = cells.near(queries, best + cells.more, probed, {})
-        if np.mean([np.isin(mine, others).mean() for mine, others in zip(places, found, strict=True)]) >= RECALL:
-            break
-        probed = min(most, max(probed + 1, int(1.1 * probed)))
-    return probed
+        shares = [np.isin(mine, others).mean() for mine, others in zip(places, found, strict=True)]
+        return bool(np.mean(shares) >= RECALL)
+
+    # Twice as many until they do; then it is looked for between.
+    last = 1
+    while last < most and not enough(last):
+        last = min(most, 2 * last)
+    return bisect_left(range(last // 2 + 1, last), True, key=enough) + last // 2 + 1
 
 
 def _of_length_one(vectors: Vectors) -> Vectors:

@@ -24,6 +24,13 @@ def best(scores: Vectors, k: int) -> Rows:
 
 def ranked(rows: Rows, scores: Vectors, k: int) -> Found:
     """The first `k` of candidates [T, C], best first, filled up with row 0 and −inf where fewer are."""
+    held = scores.shape[1]
+    if held > 2 * k:
+        # Only those that are among the first, or share the last place, are put in order.
+        least = np.partition(scores, held - k, axis=1)[:, held - k, None]
+        kept = max(k, int(((scores >= least) & (scores > -np.inf)).sum(axis=1).max(initial=0)))
+        columns = scores.argpartition(held - kept, axis=1)[:, held - kept :]
+        rows, scores = np.take_along_axis(rows, columns, 1), np.take_along_axis(scores, columns, 1)
     rows = np.where(np.isneginf(scores), 0, rows)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     each = np.arange(len(rows))[:, None]
