@@ -48,6 +48,8 @@ if __name__ == "__main__":
                 "online": online.run,
                 "replay": replay.run,
                 "serving": serving.run,
+                "serving_million": serving.run_million,
+                "serving_long": serving.run_long,
                 "swaps": swaps.run,
                 "soak": soak.run,
                 "forgetting": forgetting.run,

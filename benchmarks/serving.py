@@ -1,6 +1,7 @@
-"""How long answers of `hiertcn serve` take, open loop, beside a server that only echoes, in turns.
+"""How long answers of `hiertcn serve` take, open loop, beside a server that only echoes, in turns; with a million
+items, too; and over many minutes.
 
-The server has one core and who asks another; 200,000 items, states in SQLite, each acknowledgement after a sync.
+The server has one core and who asks another; states in SQLite, each acknowledgement after a sync.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,18 @@ from benchmarks.record import record, scratch
 from benchmarks.servers import process, server, write_models
 from hiertcn.loading import Latencies, Load, load
 
-ITEMS, SECONDS, ROUNDS = 200_000, 5.0, 3
+ITEMS, MILLION, SECONDS, ROUNDS = 200_000, 1_000_000, 5.0, 3
 # More than can be answered; so many times what is answered then is too much, from more connections than may wait.
 MOST, TIMES, CROWD = 3_000.0, 3, 2_048
-# What is asked, and how often a second.
-ASKED = (
+# What is asked, and how often a second; of a million items, and for ten minutes each.
+Asked = Sequence[tuple[str, float]]
+ASKED: Asked = (
     *(("observe", rate) for rate in (100.0, 300.0, 1_000.0, 2_000.0)),
     *(("recommend", rate) for rate in (1_000.0, 3_000.0)),
 )
+ASKED_OF_MILLION: Asked = (("observe", 300.0), ("observe", 1_200.0), ("recommend", 1_200.0))
+LONG, MINUTES = (1_000.0, 2_000.0), 10.0
+_SHARES = ("p50", "p90", "p99", "p99.9")
 # Raw ASGI, with answers as long as those of 50 items.
 _ECHO = """
 import sys, uvicorn
@@ -44,6 +49,38 @@ Said(uvicorn.Config(app, port=0, **options)).run()
 
 
 def run(items: int = ITEMS, seconds: float = SECONDS, rounds: int = ROUNDS) -> None:
+    _measure("serving", ASKED, items, seconds, rounds)
+
+
+def run_million(items: int = MILLION, seconds: float = SECONDS, rounds: int = ROUNDS) -> None:
+    _measure("serving_million", ASKED_OF_MILLION, items, seconds, rounds)
+
+
+def run_long(items: int = ITEMS, minutes: float = MINUTES) -> None:
+    """Of people who go on: their running sessions grow, and so does the store."""
+    ids, found = list(range(1, items + 1)), {}
+    with scratch() as folder:
+        model = write_models(folder, items) / "a"
+        with server(model, "--state", f"sqlite:///{folder / 'states.db'}") as (port, served):
+            url = f"http://127.0.0.1:{port}"
+            asyncio.run(load(url, Load(50.0, SECONDS, seed=99), ids))
+            for rate in LONG:
+                asked = asyncio.run(load(url, Load(rate, 60 * minutes, seed=int(rate)), ids))
+                memory = served.memory_info().rss / 1e6
+                figures = {**asked.as_json()["milliseconds"], "errors": asked.errors, "rss_mb": memory}
+                found[f"observe, {rate:,.0f}/s"] = figures
+    rows = [
+        [name, *(f"{one[part]:,.1f}" for part in _SHARES), str(one["errors"]), f"{one['rss_mb']:,.0f}"]
+        for name, one in found.items()
+    ]
+    notes = [
+        f"{minutes:g} minutes each, one after the other; {items:,} items of the preset `strong`, untrained; k = 50."
+    ]
+    columns = ["", *(f"{part} ms" for part in _SHARES), "not 200", "memory MB"]
+    record("serving_long", {"items": items, "minutes": minutes, "asked": found}, columns, rows, notes)
+
+
+def _measure(name: str, asked: Asked, items: int, seconds: float, rounds: int) -> None:
     with scratch() as folder:
         model = write_models(folder, items) / "a"
         begun = time.perf_counter()
@@ -55,12 +92,12 @@ def run(items: int = ITEMS, seconds: float = SECONDS, rounds: int = ROUNDS) -> N
             process(_ECHO) as (echoing, _),
         ):
             ready = time.perf_counter() - begun
-            found = asyncio.run(_measured(port, echoing, items, seconds, rounds))
+            found = asyncio.run(_measured(port, echoing, asked, items, seconds, rounds))
             memory = served.memory_info().rss / 1e6
     figures = {"items": items, "ready_s": ready, "built_s": built, "rss_mb": memory, **found}
     rows = [
-        [name, *(f"{one[part]:,.1f}" for part in ("p50", "p90", "p99", "p99.9", "echo_p50")), str(one["errors"])]
-        for name, one in found["asked"].items()
+        [what, *(f"{one[part]:,.1f}" for part in (*_SHARES, "echo_p50")), str(one["errors"])]
+        for what, one in found["asked"].items()
     ]
     over = found["overload"]
     notes = [
@@ -74,11 +111,11 @@ def run(items: int = ITEMS, seconds: float = SECONDS, rounds: int = ROUNDS) -> N
         "the end.",
         f"Ten million additions in a loop of Python took {found['additions_s']:.2f} s on this core meanwhile.",
     ]
-    columns = ["", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "echo p50 ms", "not 200"]
-    record("serving", figures, columns, rows, notes)
+    columns = ["", *(f"{part} ms" for part in _SHARES), "echo p50 ms", "not 200"]
+    record(name, figures, columns, rows, notes)
 
 
-async def _measured(port: int, echoing: int, items: int, seconds: float, rounds: int) -> dict[str, Any]:
+async def _measured(port: int, echoing: int, asking: Asked, items: int, seconds: float, rounds: int) -> dict[str, Any]:
     ids = list(range(1, items + 1))
 
     async def ask(port: int, kind: str, rate: float, seed: int, connections: int = 256) -> Latencies:
@@ -90,7 +127,7 @@ async def _measured(port: int, echoing: int, items: int, seconds: float, rounds:
     additions, over = [], []
     for number in range(rounds):
         additions.append(_additions())
-        for kind, rate in ASKED:
+        for kind, rate in asking:
             mine, echo = await ask(port, kind, rate, number), await ask(echoing, kind, rate, number)
             figures = {**mine.as_json()["milliseconds"], "echo_p50": echo.as_json()["milliseconds"]["p50"]}
             asked.setdefault(f"{kind}, {rate:,.0f}/s", []).append({**figures, "errors": mine.errors})

@@ -20,7 +20,7 @@ from benchmarks.record import record, scratch
 from benchmarks.servers import largest, server, write_models
 from hiertcn.loading import Latencies, Load, load
 
-ITEMS, RATE, SWAPS, EVERY, ROLLBACKS, USERS = 200_000, 300.0, 100, 1.5, 10, 100_000
+ITEMS, RATE, SWAPS, EVERY, ROLLBACKS, USERS = 200_000, 1_000.0, 100, 1.5, 10, 100_000
 
 
 def run(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 import time
 from typing import Any
 
 import pytest
 
+from hiertcn import apart
 from hiertcn.artifact import Run
 from hiertcn.door import Ask
-from hiertcn.service import TURN, Overloaded, Service, Work
+from hiertcn.service import NICE, TURN, Overloaded, Service, Work
 from hiertcn.states import MemoryStates
 from people import FULL, catalog_of, run_of
 from services import Failing, ask_all, named, pick, service_of
@@ -39,6 +43,17 @@ async def shed_of(service: Service, many: int) -> int:
     found = await asyncio.gather(*asked, return_exceptions=True)
     assert all(isinstance(one, Work | Overloaded) for one in found)
     return sum(isinstance(one, Overloaded) for one in found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux a thread has a niceness of its own")
+def test_batches_give_way_to_who_asks_and_swaps_to_both(run: Run) -> None:
+    found: list[int] = []
+    with service_of(run, MemoryStates()) as service:
+        asyncio.run(
+            service.do(Work(act=lambda _: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
+        )
+    assert found == [NICE]
+    assert os.getpriority(os.PRIO_PROCESS, 0) < NICE < apart.NICE
 
 
 def test_too_many_are_shed_at_once_and_then_it_goes_on(run: Run) -> None:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-NICE = 10
+# More than the thread of batches, and most of what there is.
+NICE = 15
 # How long it keeps others from Python at a time.
 _SWITCH = 0.0005
 T = TypeVar("T")
@@ -60,8 +61,9 @@ class Apart:
             sys.setswitchinterval(before)
 
 
-def give_way() -> None:
-    """Let this thread have what the others leave. On Linux a niceness is a thread's own; elsewhere, nothing changes."""
+def give_way(nice: int = NICE) -> None:
+    """Let this thread have what the others leave, the more so the larger `nice` is, 19 at most. On Linux a niceness is
+    a thread's own; elsewhere, nothing changes."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
