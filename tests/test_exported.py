@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -293,3 +295,27 @@ def test_nobody_and_nothing_asked(heard: Path) -> None:
     begun = exported.zero_state(1)
     assert len(exported.encode(unasked, begun, Crowd(exported.horizons, ITEMS))) == 0
     np.testing.assert_array_equal(exported.fold(unasked, begun), exported.fold(stream, begun))
+
+
+def test_models_of_one_catalog_hold_it_once_and_let_it_go(tmp_path: Path) -> None:
+    first, again = (
+        Exported(export(run_of(tmp_path / name, CONFIGS[name], catalog_of("abcde")))) for name in ("plain", "full")
+    )
+    other = Exported(export(run_of(tmp_path / "gru", CONFIGS["gru"], catalog_of("abcdf"))))
+    assert first.catalog is again.catalog
+    assert other.catalog is not first.catalog
+    assert [model.catalog.row("f") for model in (first, again, other)] == [0, 0, 5]
+    held = weakref.ref(first.catalog)
+    del first, again
+    gc.collect()
+    assert held() is None
+
+
+def test_a_catalog_that_is_held_is_still_checked(tmp_path: Path) -> None:
+    folders = [export(run_of(tmp_path / name, CONFIGS["plain"], catalog_of("abcde"))) for name in "ab"]
+    held = Exported(folders[0])
+    path = folders[1] / "catalog.arrow"
+    path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
+    with pytest.raises(ArtifactError, match=r"catalog\.arrow"):
+        Exported(folders[1])
+    assert held.catalog.row("a") == 1

@@ -49,6 +49,11 @@ class Catalog:
         """The ids of the catalog's items, in row order."""
         return self.items["item_id"][: self.size]
 
+    @cached_property
+    def id_list(self) -> list[str | int]:
+        """The same as a list."""
+        return self.ids.to_list()
+
     @property
     def train_events(self) -> npt.NDArray[np.int64]:
         """int64 [size + 1]: events of the train part on each row; row 0 has none."""
@@ -74,7 +79,7 @@ class Catalog:
 
     @cached_property
     def _row_of(self) -> dict[Any, int]:
-        return dict(zip(self.ids.to_list(), range(1, self.size + 1), strict=True))
+        return dict(zip(self.id_list, range(1, self.size + 1), strict=True))
 
     def row(self, item_id: str | int) -> int:
         """The row of one item, 0 where the catalog does not hold it. The id is taken in the log's own type."""

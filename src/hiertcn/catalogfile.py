@@ -6,6 +6,7 @@ __all__ = ["ListedCatalog", "read_catalog", "write_catalog"]
 
 from pathlib import Path
 from typing import Annotated, Any
+from weakref import WeakValueDictionary
 
 import polars as pl
 import pyarrow as pa
@@ -15,6 +16,9 @@ from hiertcn.catalog import Catalog
 from hiertcn.errors import ArtifactError
 from hiertcn.files import digest_of, written_aside
 from hiertcn.manifest import MODEL, Kind, Listed, checked
+
+# Models that are swapped mostly have one catalog: it is in memory once, and read again only when nobody holds it.
+_held: WeakValueDictionary[tuple[str, int, str], Catalog] = WeakValueDictionary()
 
 
 class ListedCatalog(Listed):
@@ -40,9 +44,13 @@ def write_catalog(folder: Path, name: str, catalog: Catalog) -> dict[str, Any]:
 
 def read_catalog(folder: Path, stated: dict[str, Any], kind: Kind = MODEL) -> Catalog:
     """The catalog that a manifest speaks of. Raises ArtifactError unless it is as stated."""
-    catalog = Catalog(_read_items(checked(folder, stated, kind)), stated["size"])
+    path, facts = checked(folder, stated, kind), (stated["sha256"], stated["size"], stated["fingerprint"])
+    if (held := _held.get(facts)) is not None:
+        return held
+    catalog = Catalog(_read_items(path), stated["size"])
     if catalog.fingerprint != stated["fingerprint"]:
         raise ArtifactError(f"{folder}: the catalog is not the one the model was trained on. Copy the directory again.")
+    _held[facts] = catalog
     return catalog
 
 

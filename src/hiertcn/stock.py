@@ -66,7 +66,7 @@ class Stock:
     def __init__(self, model: Served, store: StateStore, index: Index | None = None) -> None:
         self.model = copy(model)
         self.catalog, self._index, self._ledger = model.catalog, index, Ledger(store)
-        self._ids: list[Any] = list(model.catalog.ids.to_list())
+        self._ids: list[Any] = list(model.catalog.id_list)
         self._titles, self._added = dict(model.catalog.titles), dict[Id, int]()
         self.size = model.catalog.size
         self.open = np.arange(self.size + 1) > 0
