@@ -31,6 +31,25 @@ def test_fewer_cells_are_probed_than_by_their_centres_alone(monkeypatch: pytest.
         assert recall(found(one, queries, ITEMS), best(vectors, queries)) > 0.95
 
 
+@pytest.mark.parametrize("most", range(1, 40))
+def test_no_more_cells_are_probed_than_are_needed(most: int) -> None:
+    vectors = learned_vectors(ITEMS // 10, DIM)[1:]
+
+    class Known:
+        """Finds all from so many cells on, and nothing of fewer."""
+
+        more = 0
+
+        def __init__(self, needed: int) -> None:
+            self.needed = needed
+
+        def near(self, queries: np.ndarray, k: int, probed: int, _: object) -> np.ndarray:
+            return best(vectors, queries, k) if probed >= self.needed else np.full((len(queries), k), -1)
+
+    for needed in {1, 2, most // 2, most - 1, most, most + 2} - {0}:
+        assert cells._enough(Known(needed), most, vectors, lambda: True) == min(needed, most)
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1e14])
 def test_numbers_of_any_size_are_found_as_well(scale: float) -> None:
     table = learned_vectors(ITEMS, DIM)

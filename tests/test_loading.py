@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -104,6 +106,16 @@ def test_what_is_asked_is_what_a_server_takes(kind: str) -> None:
         assert all(event.keys() == {"event_id", "user_id", "item_id", "time"} for event in events)
     ids = [event["event_id"] for body in bodies for event in body.get("events", [])]
     assert len(set(ids)) == len(ids)
+
+
+def test_where_nobody_listens_it_ends_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    begun = time.monotonic()
+    with pytest.raises(StorageError, match="Nobody answers") as raised:
+        asyncio.run(load(url, Load(100, 30), ["a"]))
+    assert isinstance(raised.value.__cause__, ConnectionRefusedError)
+    assert time.monotonic() - begun < 10
 
 
 def test_what_can_be_no_load_is_told() -> None:

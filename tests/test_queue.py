@@ -52,8 +52,9 @@ def test_batches_give_way_to_who_asks_and_swaps_to_both(run: Run) -> None:
         asyncio.run(
             service.do(Work(act=lambda _: found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))))
         )
-    assert found == [NICE]
-    assert os.getpriority(os.PRIO_PROCESS, 0) < NICE < apart.NICE
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert found == [min(mine + NICE, 19)]
+    assert NICE < apart.NICE
 
 
 def test_too_many_are_shed_at_once_and_then_it_goes_on(run: Run) -> None:

@@ -17,6 +17,7 @@ import pytest
 from faults import failing_syncs, failing_writes
 from hiertcn.errors import ArtifactError, StorageError
 from hiertcn.states import SQLiteStates, Update
+from hiertcn.states.protocol import Durability
 from stores import files_of, log, one, put, until
 
 
@@ -227,17 +228,18 @@ def test_what_a_killed_process_forgot_is_in_no_file(tmp_path: Path) -> None:
         assert b"<personal>" not in files_of(tmp_path)
 
 
-def test_the_write_ahead_log_stays_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("durability", "least", "most"), [("fsync", 1 << 20, 3 << 20), ("os", 4 << 20, 12 << 20)])
+def test_the_write_ahead_log_stays_short(tmp_path: Path, durability: Durability, least: int, most: int) -> None:
     wal, longest = tmp_path / "states.db-wal", 0
-    with SQLiteStates(tmp_path / "states.db", "os") as store:
+    with SQLiteStates(tmp_path / "states.db", durability) as store:
         for n in range(120):
             keys = [b"%d" % (n * 37 % 1000 + k) for k in range(64)]
             store.update(keys, lambda found: Update([os.urandom(4000)] * len(found), [bytes(100)] * 64))
             longest = max(longest, wal.stat().st_size)
-        assert 1 << 20 < longest < 3 << 20
+        assert least < longest < most
         store.put("crowd", bytes(40 << 20))
         put(store, b"u", b"")
-        assert wal.stat().st_size < 12 << 20
+        assert wal.stat().st_size < most
 
 
 def test_a_value_that_was_never_finished_leaves_nothing(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-# More than the thread of batches, and most of what there is.
+# More than the thread of batches.
 NICE = 15
+_NICEST = 19
 # How long it keeps others from Python at a time.
 _SWITCH = 0.0005
 T = TypeVar("T")
@@ -62,8 +63,9 @@ class Apart:
 
 
 def give_way(nice: int = NICE) -> None:
-    """Let this thread have what the others leave, the more so the larger `nice` is, 19 at most. On Linux a niceness is
-    a thread's own; elsewhere, nothing changes."""
+    """Let this thread have what the others leave, the more so the larger `nice` is. On Linux a niceness is a thread's
+    own, and that of who started it is added to; elsewhere, nothing changes."""
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+            me = os.PRIO_PROCESS, threading.get_native_id()
+            os.setpriority(*me, min(os.getpriority(*me) + nice, _NICEST))

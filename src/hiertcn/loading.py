@@ -168,7 +168,7 @@ async def load(url: str, load: Load, items: Sequence[str | int], key: str | None
                     await asyncio.sleep(max(wait - _LATE, 0.0))
                 asked.create_task(ask(body, due))
     except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
+        raise failed.exceptions[0] from failed.exceptions[0].__cause__
     finally:
         gc.unfreeze()
     return Latencies(load, np.array(seconds), statuses, time.perf_counter() - begun, np.array(refusals))

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 _FEW = 1000
 # More than is asked for, since some of what is found is hidden.
 _BESIDE = 16
-# Behind all rows, so that lists filled up with it stay ascending.
+# Behind all rows, so that lists filled up with it stay ascending, and stretches of so many rows apart.
 _NONE = np.int64(1 << 40)
 
 

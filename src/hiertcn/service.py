@@ -44,6 +44,7 @@ SLOW, SHUT = 0.02, 0.5
 # Two threads take turns at Python here, that of requests and that of batches. After a batch the first one answers, and
 # reads who asks next, for so many seconds at most, before the second goes on: else they would halt each other.
 TURN = 0.05
+# On one core, who asks is heard first: to be refused is nothing to wait for. Swaps wait for both, by `apart.NICE`.
 NICE = 5
 
 
@@ -143,7 +144,6 @@ class Service:
         self._thread.join()
 
     def _run(self) -> None:
-        # On one core, who asks is heard first: to be refused is nothing to wait for.
         give_way(NICE)
         while (batch := self._next()) is not None:
             self.beat, self._begun = time.monotonic(), len(batch)

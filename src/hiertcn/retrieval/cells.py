@@ -1,8 +1,8 @@
 """Cells of vectors in 8 bits, those probed where the best items may be: by a cell's centre, and by how far its items
 spread from it in the direction of a query.
 
-By their centres alone, twice as many would have to be: items lie far out in a wide cell whose centre is no better than
-others.
+By their centres alone, nearly twice as many would have to be: items lie far out in a wide cell whose centre is no
+better than others.
 
 Legend: n places, T queries, C places found, Q size of a vector, L cells, G groups of directions.
 """
@@ -87,8 +87,8 @@ class Cells:
         return self.near(queries, min(count, k + self.more), max(1, min(len(self._centres), int(probed))), chosen)
 
     def near(self, queries: Vectors, k: int, probed: int, chosen: dict[str, Any]) -> Rows:
-        """int64 [T, k]: the best places of the `probed` best cells. Of thousands of cells two products and a partition
-        choose far quicker than the library's own search."""
+        """int64 [T, k]: the best places of the `probed` best cells. Of thousands of cells two products, a partition and
+        a sort choose far quicker than the library's own search."""
         scores = queries @ self._centres.T
         scores += self._spread.reach(queries)
         rest = len(self._centres) - probed
@@ -190,7 +190,7 @@ def _enough(cells: Cells, most: int, vectors: npt.NDArray[Any], going: Callable[
     # As large as the vectors are, and as they lie.
     noise = some[random.permutation(ASKED)] - some[random.permutation(ASKED)]
     queries = _of_length_one(some) + TURNED * _of_length_one(noise)
-    best = min(BEST_OF, size - cells.more)
+    best = max(1, min(BEST_OF, size - cells.more))
     scores = np.full((ASKED, 0), 0, dtype=np.float32)
     places = np.full((ASKED, 0), 0, dtype=np.int64)
     begin = 0

@@ -23,9 +23,10 @@ def best(scores: Vectors, k: int) -> Rows:
 
 
 def ranked(rows: Rows, scores: Vectors, k: int) -> Found:
-    """The first `k` of candidates [T, C], best first, filled up with row 0 and −inf where fewer are."""
+    """The first `k` ≥ 1 of candidates [T, C], best first, filled up with row 0 and −inf where fewer are. No score
+    is NaN."""
     held = scores.shape[1]
-    if held > 2 * k:
+    if held > 4 * k:
         # Only those that are among the first, or share the last place, are put in order.
         least = np.partition(scores, held - k, axis=1)[:, held - k, None]
         kept = max(k, int(((scores >= least) & (scores > -np.inf)).sum(axis=1).max(initial=0)))
