@@ -54,6 +54,37 @@ def test_what_fails_is_told_and_the_next_is_done() -> None:
     apart.close()
 
 
+def test_what_failed_holds_nothing_of_it() -> None:
+    apart, made = Apart("large"), list[weakref.ref[Large]]()
+
+    def refuse(large: Large) -> None:
+        raise ValueError("too large") from KeyError(id(large))
+
+    def fail() -> None:
+        large = Large()
+        made.append(weakref.ref(large))
+        try:
+            refuse(large)
+        except ValueError as error:
+            other = Large()
+            made.append(weakref.ref(other))
+            raise RuntimeError("refused") from error
+
+    async def ask() -> RuntimeError:
+        with pytest.raises(RuntimeError, match="refused") as raised:
+            await apart.do(fail)
+        return raised.value
+
+    gc.disable()
+    try:
+        told = asyncio.run(ask())
+        assert isinstance(told.__cause__, ValueError)
+        assert [one() for one in made] == [None, None]
+    finally:
+        gc.enable()
+        apart.close()
+
+
 def test_it_holds_nothing_of_what_is_done() -> None:
     apart = Apart("large")
     gc.disable()

@@ -8,6 +8,7 @@ import asyncio
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -57,9 +58,18 @@ class Apart:
         try:
             future.set_result(work())
         except BaseException as error:
+            _forget(error)
             future.set_exception(error)
         finally:
             sys.setswitchinterval(before)
+
+
+def _forget(error: BaseException | None) -> None:
+    """Let go of all that was held where it was raised, and where those before it were: who is told keeps it for long,
+    and a model that was refused would stay in the memory with it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def give_way(nice: int = NICE) -> None:
