@@ -34,6 +34,7 @@ from hiertcn.wholes import whole_batch
 _CORES = (0, 1)
 # Norms of trained vectors are some 1.2; those of the benchmark of indexes some 3.
 _SCALE = 0.4
+# When a session is over: after so many seconds, or events.
 _RULE = 1800.0, 200
 # People and picks that are enough to learn a head of.
 _TAUGHT, _NOW = (4_000, 4), 1_700_000_000
@@ -117,10 +118,9 @@ def _teach_last_items(model: Model, items: int, seed: int) -> None:
     events, bounds = people * picks, np.arange(0, people * picks + 1, picks)
     times = np.tile(_NOW + 30 * np.arange(picks), people) * SECOND
     parts = np.full(events, PARTS.index("test"), dtype=np.uint8)
-    none = np.empty(0, dtype=np.int32)
     rows = random.integers(1, items + 1, events).astype(np.int32)
-    sessions = Sessions(rows, times, parts, bounds, np.arange(people + 1), none, None)
-    stream = Stream.of(sessions, np.arange(items + 1), "test", _RULE[0], _RULE[1])
+    sessions = Sessions(rows, times, parts, bounds, np.arange(people + 1))
+    stream = Stream.of(sessions, np.arange(items + 1), "test", *_RULE)
     batch = whole_batch(stream, Crowd(model.horizons, items))
     hidden: list[torch.Tensor] = []
     model.eval()

@@ -21,13 +21,14 @@ from hiertcn.loading import Latencies, Load, load
 ITEMS, MILLION, SECONDS, ROUNDS = 200_000, 1_000_000, 5.0, 3
 # More than can be answered; so many times what is answered then is too much, from more connections than may wait.
 MOST, TIMES, CROWD = 3_000.0, 3, 2_048
-# What is asked, and how often a second; of a million items, and for ten minutes each.
 Asked = Sequence[tuple[str, float]]
+"""What is asked, and how often a second."""
 ASKED: Asked = (
     *(("observe", rate) for rate in (100.0, 300.0, 1_000.0, 2_000.0)),
     *(("recommend", rate) for rate in (1_000.0, 3_000.0)),
 )
 ASKED_OF_MILLION: Asked = (("observe", 300.0), ("observe", 1_200.0), ("recommend", 1_200.0))
+# So many observe a second, for so long each.
 LONG, MINUTES = (1_000.0, 2_000.0), 10.0
 _SHARES = ("p50", "p90", "p99", "p99.9")
 # Raw ASGI, with answers as long as those of 50 items.
