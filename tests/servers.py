@@ -10,11 +10,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 JSON = {"content-type": "application/json"}
+NOW = int(time.time())
+HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
 class Said(NamedTuple):
@@ -77,3 +80,11 @@ class Server:
         self.kill()
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+
+def event(user: str, item: str, name: str = "e") -> dict[str, Any]:
+    return {"event_id": name, "user_id": user, "item_id": item, "time": NOW}
+
+
+def is_answered(server: Server) -> bool:
+    return server.post("/v1/recommend", {"user_id": "u"}).status == 200
