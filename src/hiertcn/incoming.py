@@ -36,7 +36,8 @@ async def body_of(request: Request, most: int) -> bytes:
             if len(body) > most:
                 raise _too_long(most)
     except ClientDisconnect:
-        raise Refused(400, "gone", "The connection ended before the body.") from None
+        # Who left reads nothing of it. So it is counted, and where the body was waited for too long.
+        raise Refused(408, "gone", "The connection ended before the body.") from None
     return bytes(body)
 
 
