@@ -103,6 +103,8 @@ def test_numbers_as_ids(tmp_path: Path) -> None:
     ]
     rec.observe("u", "17", START)
     assert {17, 3} <= items_of(listened(rec))
+    assert rec.stock.rows(["3", "017", "17", "99", "x"]).tolist() == [3, 9, 9, 0, 0]
+    assert rec.stock.rows(["3", "017", "17", "99"]).tolist() == [3, 9, 9, 0]
     with pytest.raises(InputError, match="whole numbers"):
         rec.stock.put([Stated("x", [1.0] * DIM)])
     assert rec.stock.withdraw([17, "x", 99]) == [True, False, False]

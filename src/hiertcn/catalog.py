@@ -11,6 +11,7 @@ __all__ = ["COLUMNS", "Catalog", "Filter"]
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, reduce
 from typing import Any
 
@@ -22,6 +23,7 @@ from hiertcn.errors import ArtifactError, InputError, nearest
 from hiertcn.quarantine import shown
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
+_WHOLES = re.compile(rf"{_WHOLE.pattern}(?:\n{_WHOLE.pattern})*")
 COLUMNS = ("item_id", "title", "link", "train_events")
 Filter = Mapping[str, str | int | Sequence[str | int]]
 """By column the value, or one of the values, that an item must have."""
@@ -85,6 +87,25 @@ class Catalog:
         """The row of one item, 0 where the catalog does not hold it. The id is taken in the log's own type."""
         return self._row_of.get(self.coerce(item_id), 0)
 
+    @cached_property
+    def _numbers(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """The ids of a log of integers, ascending, and their rows."""
+        ids = self.ids.to_numpy()
+        order = ids.argsort()
+        return ids[order], (order + 1).astype(np.int32)
+
+    def rows_of(self, item_ids: Sequence[str]) -> npt.NDArray[np.int32]:
+        """int32 [len(item_ids)]: the rows of several items, each as of `row`; of a log of integers in a third of the
+        time that it takes one by one."""
+        if not self._texts and self.size and _WHOLES.fullmatch("\n".join(item_ids)):
+            ids, rows = self._numbers
+            # An id may hold a line's end, or a number that no log can.
+            with suppress(ValueError, OverflowError):
+                asked = np.fromiter(map(int, item_ids), dtype=np.int64, count=len(item_ids))
+                places = np.minimum(ids.searchsorted(asked), len(ids) - 1)
+                return np.where(ids[places] == asked, rows[places], np.int32(0))
+        return np.fromiter(map(self.row, item_ids), dtype=np.int32, count=len(item_ids))
+
     def coerce(self, item_id: str | int) -> str | int | None:
         """The id in the type the log has: "17" finds item 17 of a log of integers, and 17 finds "17"."""
         if self._texts:
@@ -105,7 +126,8 @@ class Catalog:
         return (-(2**63) - 1, item_id) if number is None else (int(number), "")
 
     def rows(self, ids: pl.Series) -> npt.NDArray[np.int32]:
-        """int32 [len(ids)]: rows of many items, 0 for those the catalog does not hold."""
+        """int32 [len(ids)]: rows of many items, their ids as they stand in the log; 0 for those the catalog does not
+        hold."""
         table = pl.DataFrame({"id": self.ids.cast(pl.String), "row": np.arange(1, self.size + 1, dtype=np.int32)})
         found = pl.DataFrame({"id": ids.cast(pl.String)}).join(table, on="id", how="left", maintain_order="left")
         return found["row"].fill_null(0).to_numpy().astype(np.int32)

@@ -19,8 +19,8 @@ def allowed(stock: Stock, ask: Ask) -> npt.NDArray[np.int64] | None:
     """
     among = None
     if ask.candidates is not None:
-        rows = np.array([stock.row(checked_id(item, "candidate")) for item in ask.candidates], dtype=np.int64)
-        among = np.unique(rows[rows > 0])
+        rows = stock.rows([checked_id(item, "candidate") for item in ask.candidates])
+        among = np.unique(rows[rows > 0]).astype(np.int64)
     if ask.filter is None:
         return among
     passing = stock.catalog.matching(ask.filter)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hiertcn.hearing import KEPT
-from hiertcn.online import Online
+from hiertcn.online import Known
 from hiertcn.served import Served
 from hiertcn.sessions import SECOND, begins_session
 from hiertcn.states import StateStore, Update, UserState
@@ -64,9 +64,9 @@ class Journal:
         """bool [C]: of picks at `times`, which may have to be told."""
         return times >= self._since
 
-    def before(self, online: Online, state: UserState, times: Ints) -> list[str]:
+    def before(self, items: Known, state: UserState, times: Ints) -> list[str]:
         """[C]: what the user, whose events are those of `state`, picked before `times` in the same session."""
-        known, own = np.flatnonzero(online.rows(state.items) > 0), np.array(state.times, dtype=np.int64)
+        known, own = np.flatnonzero(items.rows(state.items) > 0), np.array(state.times, dtype=np.int64)
         begins = np.append(True, begins_session(own[:-1], own[1:], self._gap)) if len(own) else np.zeros(0, dtype=bool)
         last = np.searchsorted(own, times) - 1
         start = np.maximum.accumulate(np.where(begins, np.arange(len(own)), 0))

@@ -12,7 +12,7 @@ __all__ = ["Known", "Online", "Reader"]
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,8 +36,8 @@ class Known(Protocol):
     def size(self) -> int:
         """The last row."""
 
-    def row(self, item: str) -> int:
-        """0 for an item that is not known."""
+    def rows(self, items: Sequence[str]) -> Rows:
+        """int32 [len(items)]: the rows of items, 0 of those that are not known."""
 
     def stored(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Rows as they are kept in stored states."""
@@ -81,16 +81,12 @@ class Online:
         self._gap, self._longest, self._lateness = session_gap, longest, round(lateness * SECOND)
         self._rows = np.arange(catalog.size + 1)
 
-    def rows(self, items: Sequence[str]) -> Rows:
-        """int32 [len(items)]: the rows of items, 0 of those outside the catalog."""
-        return np.fromiter(map(self._catalog.row, items), dtype=np.int32, count=len(items))
-
     def kept_of(self, item: str, shown: Sequence[str]) -> tuple[str, ...]:
         """The first of the items shown that a model reads beside the one picked; none where it reads none."""
         if not self._reader.reads_impressions:
             return ()
-        known = [other for other in dict.fromkeys(shown) if other != item and self._catalog.row(other)]
-        return tuple(known[:MOST_SHOWN])
+        others = [other for other in dict.fromkeys(shown) if other != item]
+        return tuple(compress(others, self._catalog.rows(others)))[:MOST_SHOWN]
 
     def asked(self, states: Sequence[UserState], moments: Ints, keys: Ints | None = None) -> Stream:
         """The events of users that are still to be read, and one asked for at `moments` [U] microseconds, on row 0.
@@ -104,7 +100,7 @@ class Online:
         times, items = np.empty(len(there), dtype=np.int64), np.zeros(len(there), dtype=np.int32)
         times[there] = [time for state in states for time in state.times[state.read :]]
         times[asked] = moments
-        items[there] = self.rows([item for state in states for item in state.items[state.read :]])
+        items[there] = self._catalog.rows([item for state in states for item in state.items[state.read :]])
         if keys is not None:
             ends = asked - np.arange(len(asked))
             keys = np.insert(keys, ends, keys[np.maximum(ends - 1, 0)])
@@ -123,7 +119,8 @@ class Online:
         lists = [beside for state in states for beside in (state.shown or [()] * state.unread)]
         counts = np.zeros(len(there), dtype=np.int64)
         counts[there] = [len(beside) for beside in lists]
-        return self.rows([item for beside in lists for item in beside]), np.concatenate([[0], np.cumsum(counts)])
+        rows = self._catalog.rows([item for beside in lists for item in beside])
+        return rows, np.concatenate([[0], np.cumsum(counts)])
 
     def _after_what_was_read(self, stream: Stream, states: Sequence[UserState], begun: Ints) -> Stream:
         """The gaps from what was read to each user's first session; `begun` [U]: when that began."""
@@ -176,7 +173,7 @@ class Online:
 
     def _end(self, part: UserState) -> int | None:
         """Microseconds: the last event of the latest session with a known item."""
-        times, known = np.array(part.times), self.rows(part.items) > 0
+        times, known = np.array(part.times), self._catalog.rows(part.items) > 0
         offsets = sessionize(np.array([0, len(times)]), times, self._gap, self._longest)
         holding = np.flatnonzero(np.add.reduceat(known, offsets[:-1]))
         return int(times[offsets[holding[-1] + 1] - 1]) if len(holding) else part.previous_end

@@ -145,7 +145,7 @@ class Recommender:
             for value, picks in zip(values, users.values(), strict=True):
                 state = self._state(value)
                 for number, pick in picks:
-                    state, followed.statuses[number] = state.followed_by(pick, self.stock.order)
+                    state, followed.statuses[number] = state.followed_by(pick, self.stock.catalog.order)
                     if followed.statuses[number] == "applied":
                         told_all.append(self._hearing.told(state, pick))
                 states.append(state)
@@ -214,7 +214,7 @@ class Recommender:
                 raise InputError(f"There are {len(items)} items and {len(column)} {what}; expected one for each item.")
         beside = shown if shown is not None else [()] * len(items)
         picks = [self._pick(Event("", *one)) for one in zip(items, times, [None] * len(items), beside, strict=True)]
-        order = sorted(range(len(picks)), key=lambda at: (picks[at].time, self.stock.order(picks[at].item)))
+        order = sorted(range(len(picks)), key=lambda at: (picks[at].time, self.stock.catalog.order(picks[at].item)))
         ordered = [picks[at] for at in order]
         lists = [pick.shown for pick in ordered]
         state = UserState(
@@ -265,14 +265,14 @@ class Recommender:
 
     def _asked(self, ask: Ask, state: UserState) -> _Asked:
         for event in ask.unstored:
-            state, _ = state.followed_by(self._pick(event), self.stock.order)
+            state, _ = state.followed_by(self._pick(event), self.stock.catalog.order)
         at = state.latest if ask.time is None else max(microseconds(ask.time), state.latest)
         hidden = self._rows(state.seen) if ask.exclude_seen else _NONE
         return _Asked(state, at, checked_k(ask.k), hidden, allowed(self.stock, ask))
 
     def _rows(self, items: Sequence[str]) -> Ints:
         """The rows of those that the catalog holds."""
-        rows = self._online.rows(items)
+        rows = self.stock.rows(items)
         return rows[rows > 0].astype(np.int64)
 
     def _state(self, stored: bytes | None) -> UserState:

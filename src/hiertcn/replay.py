@@ -108,8 +108,8 @@ def replay(
 class _Replay:
     def __init__(self, model: Served, store: StateStore, log: Events, lateness: float, rebuild: bool) -> None:
         self._store, self._log, self._rebuild = store, log, rebuild
-        stock = Stock(model, store)
-        self._digest, self._order = model.digest, stock.order
+        self._stock = stock = Stock(model, store)
+        self._digest, self._order = model.digest, stock.catalog.order
         self._online = Online(stock.model, stock, model.session_gap, model.max_session_events, lateness)
         self._times = log.frame["time"].to_numpy()
         self._items, self._users = log.frame["item"].to_numpy(), log.frame["user"].to_numpy()
@@ -223,7 +223,7 @@ class _Replay:
             seen.add(mark)
         if not chosen:
             return []
-        before = self._journal.before(self._online, state, times[chosen])
+        before = self._journal.before(self._stock, state, times[chosen])
         return [
             Told(history.picks[at].time, int(history.ranks[at]), history.begin + at, history.picks[at].item, previous)
             for at, previous in zip(chosen, before, strict=True)

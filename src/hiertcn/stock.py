@@ -41,8 +41,7 @@ class Shrinks(InputError):
 
 
 class Stated(NamedTuple):
-    """An item as people put it: by its id in the log, a vector like those the others came with, a title. None: as it
-    was."""
+    """An item as people put it: by its id, a vector like those the others came with, a title. None: as it was."""
 
     item: Id
     vector: Sequence[float] | None = None
@@ -84,14 +83,18 @@ class Stock:
         """The row of an item, 0 where it is not known."""
         return self.catalog.row(item) or self._added.get(cast(Id, self.catalog.coerce(item)), 0)
 
+    def rows(self, items: Sequence[str]) -> npt.NDArray[np.int32]:
+        """int32 [len(items)]: the same of several items."""
+        found = self.catalog.rows_of(items)
+        if self._added:
+            for at in np.flatnonzero(found == 0).tolist():
+                found[at] = self.row(items[at])
+        return found
+
     @property
     def added(self) -> list[int]:
         """The rows of items that are in no catalog."""
         return list(self._added.values())
-
-    def order(self, item: str) -> tuple[int, str]:
-        """By which ids come in the order that a log is prepared in."""
-        return self.catalog.order(item)
 
     def id(self, row: int) -> Id:
         """As it stands in the log."""
