@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 JSON = {"content-type": "application/json"}
-NOW = int(time.time())
+_NOW = int(time.time())
 HEAD = b"POST /v1/%s HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 
 
@@ -83,7 +83,7 @@ class Server:
 
 
 def event(user: str, item: str, name: str = "e") -> dict[str, Any]:
-    return {"event_id": name, "user_id": user, "item_id": item, "time": NOW}
+    return {"event_id": name, "user_id": user, "item_id": item, "time": _NOW}
 
 
 def is_answered(server: Server) -> bool:

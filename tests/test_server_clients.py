@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -115,6 +116,11 @@ def test_clients_that_leave_take_nothing_with_them(run: Run) -> None:
                 opened.sendall(sent if number % 2 else sent[: len(sent) * (number % 97) // 97])
         assert until(lambda: process.num_fds() <= fds)
         assert process.num_threads() == threads
+        # Who left in the middle of a body was answered by nobody.
+        counts = server.ask("GET", "/metrics").body
+        counted = dict(re.findall(rb'requests_total{route="/v1/observe",status="(\d+)"} (\d+)', counts))
+        assert int(counted[b"408"]) > 100
+        assert b"400" not in counted
         # What they said whole is done all the same, after what is asked since.
         assert until(lambda: b"hiertcn_waiting 0.0" in server.ask("GET", "/metrics").body)
         kept = [server.ask("GET", f"/v1/users/leaver{n}").status for n in range(0, 1000, 7)]

@@ -36,7 +36,7 @@ async def body_of(request: Request, most: int) -> bytes:
             if len(body) > most:
                 raise _too_long(most)
     except ClientDisconnect:
-        # Who left reads nothing of it. So it is counted, and where the body was waited for too long.
+        # It is only counted: who left reads nothing, and who was too slow was told by the connection.
         raise Refused(408, "gone", "The connection ended before the body.") from None
     return bytes(body)
 
