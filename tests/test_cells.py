@@ -82,3 +82,33 @@ def test_only_what_is_marked_is_found() -> None:
     assert marked[rows[rows >= 0]].all()
     allowed = np.flatnonzero(marked)
     assert recall(rows, allowed[best(vectors[allowed], queries)]) > 0.95
+
+
+@pytest.mark.parametrize("dim", [1, 16, 33])
+def test_whole_numbers_rank_as_the_vectors_do(dim: int) -> None:
+    random = np.random.default_rng(3)
+    # Columns of unlike width that lie far from zero.
+    vectors = (random.normal(size=(2_000, dim)) * random.uniform(0.1, 9, dim) + random.normal(size=dim) * 50).astype(
+        np.float32
+    )
+    queries = random.normal(size=(20, dim)).astype(np.float32)
+    codes = cells._Codes.of(vectors.min(axis=0), vectors.max(axis=0))
+    told, asked_for = codes.told(vectors), codes.asked(queries)
+    assert told.shape[1] % cells.LANES == 0
+    for numbers in (told, asked_for):
+        assert (numbers == np.rint(numbers)).all()
+        assert np.abs(numbers).max() == cells._MOST
+    scores, exact = asked_for @ told.T, queries @ vectors.T
+    for ours, theirs in zip(scores, exact, strict=True):
+        assert np.corrcoef(ours, theirs)[0, 1] > 0.999
+
+
+def test_a_number_that_outweighs_all_others_leaves_them_their_say() -> None:
+    # As a bias does that pushes half of all items down.
+    random = np.random.default_rng(4)
+    down = random.choice([0.0, -100.0], (ITEMS, 1))
+    vectors = np.hstack([random.normal(size=(ITEMS, 128)) / 10, down]).astype(np.float32)
+    queries = np.hstack([random.normal(size=(50, 128)) * 2, np.ones((50, 1))]).astype(np.float32)
+    index = cells.build(vectors, 1, lambda: True)
+    every = index.near(queries, BEST + index.more, len(index._centres), {})
+    assert recall(every, best(vectors, queries)) > 0.99

@@ -4,7 +4,7 @@ spread from it in the direction of a query.
 By their centres alone, nearly twice as many would have to be: items lie far out in a wide cell whose centre is no
 better than others.
 
-Legend: n places, T queries, C places found, Q size of a vector, L cells, G groups of directions.
+Legend: n places, T queries, C places found, Q size of a vector, D of a code, L cells, G groups of directions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["KIND", "Cells", "build", "load", "parameters"]
 
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import faiss
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from safetensors.numpy import load as restored
 from safetensors.numpy import save
 
-from hiertcn.retrieval.blocks import blocks, check_going, looked_up_by_product, stored
+from hiertcn.retrieval.blocks import blocks, check_going, stored
 from hiertcn.retrieval.protocol import Allowed, Rows, Vectors
 
 KIND = "ivf"
@@ -35,8 +35,49 @@ ONE_MORE_OF, MORE, MOST_MORE = 20_000, 16, 128
 # The best of n numbers lies some sqrt(2 ln n) spreads above their mean; so many times that is looked for. How far items
 # spread is told by GROUPS of directions that have equal shares of it in all cells together.
 BOLD, GROUPS = 1.25, 8
+# A code holds a multiple of so many numbers, up to this one or its negative: they are multiplied side by side.
+LANES, _MOST = 16, 127
 # In these bytes is told how many more hold what the library does not.
 _HEAD = 8
+
+
+class _Codes(NamedTuple):
+    """Vectors in whole numbers, which are multiplied in two thirds of the time that floats of 8 bits take.
+
+    middle:  float32 [Q], from which vectors are told, since a query scores it alike for all of them
+    unit:    float32 [Q], of a column: so many of it lie between
+    columns: int64 [D], which of them each number of a code tells; the widest ones fill the code up, and are told by
+             several, so that a query's numbers are more alike
+    shares:  float32 [D], what of its column's unit each number stands for
+    """
+
+    middle: Vectors
+    unit: Vectors
+    columns: Rows
+    shares: Vectors
+
+    @classmethod
+    def of(cls, low: Vectors, high: Vectors) -> Self:
+        """low, high: float32 [Q], of vectors the least and the largest numbers."""
+        unit = np.maximum((high / 2 - low / 2) / _MOST, np.finfo(np.float32).tiny)
+        counts = np.ones(len(unit))
+        for _ in range(-len(unit) % LANES):
+            counts[np.argmax(unit / counts)] += 1
+        columns = np.repeat(np.arange(len(unit)), counts.astype(np.int64))
+        middle = np.asarray(low / 2 + high / 2, dtype=np.float32)
+        return cls(middle, unit, columns, (unit / counts).astype(np.float32)[columns])
+
+    def told(self, vectors: Vectors) -> Vectors:
+        """float32 [n, D]: whole numbers."""
+        found = np.rint((vectors - self.middle) / self.unit).clip(-_MOST, _MOST)
+        return np.ascontiguousarray(found.take(self.columns, axis=1), dtype=np.float32)
+
+    def asked(self, queries: Vectors) -> Vectors:
+        """float32 [T, D]: whole numbers, whose products with codes rank these as those of the vectors do."""
+        along = queries.take(self.columns, axis=1) * self.shares
+        largest = np.maximum(np.abs(along).max(axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        found: Vectors = np.rint(along / largest * np.float32(_MOST))
+        return found
 
 
 class _Spread(NamedTuple):
@@ -67,9 +108,9 @@ class Cells:
 
     kind, exact = KIND, False
 
-    def __init__(self, index: Any, spread: _Spread, threads: int) -> None:
-        self._index, self._spread, self._threads = index, spread, threads
-        self._centres = stored(index.quantizer, index)
+    def __init__(self, index: Any, centres: Vectors, codes: _Codes, spread: _Spread, threads: int) -> None:
+        self._index, self._threads = index, threads
+        self._centres, self._codes, self._spread = centres, codes, spread
         self.more = min(max(MORE, index.ntotal // ONE_MORE_OF), MOST_MORE)
 
     def find(self, queries: Vectors, k: int, marked: Allowed, count: int) -> Rows:
@@ -97,11 +138,12 @@ class Cells:
         order = np.take_along_axis(scores, cells, 1).argsort(axis=1)[:, ::-1]
         cells = np.ascontiguousarray(np.take_along_axis(cells, order, 1))
         best, places = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
+        told = self._codes.asked(queries)
         # What cells score is only added where they hold what is left of vectors.
         arrays = (faiss.swig_ptr(array) for array in (cells, scores, best, places))
         params = faiss.SearchParametersIVF(nprobe=probed, **chosen)
         # The method that takes arrays takes no parameters.
-        self._index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *arrays, False, params)
+        self._index.search_preassigned_c(len(queries), faiss.swig_ptr(told), k, *arrays, False, params)
         return places
 
     def vectors(self) -> None:
@@ -113,22 +155,30 @@ class Cells:
 
     def to_bytes(self) -> npt.NDArray[np.uint8]:
         """All of it."""
-        spread = save({name: np.ascontiguousarray(array) for name, array in self._spread._asdict().items()})
+        arrays = {"centres": self._centres, **self._codes._asdict(), **self._spread._asdict()}
+        ours = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         data: npt.NDArray[np.uint8] = faiss.serialize_index(self._index)
-        return np.concatenate([np.frombuffer(len(spread).to_bytes(_HEAD, "little") + spread, dtype=np.uint8), data])
+        return np.concatenate([np.frombuffer(len(ours).to_bytes(_HEAD, "little") + ours, dtype=np.uint8), data])
 
 
 def parameters() -> dict[str, str]:
     """What it is built and searched by."""
-    found = {"cells": f"{CELLS} times the root", "recall": str(RECALL), "bits": "8", "more": f"{MORE} to {MOST_MORE}"}
+    found = {
+        "cells": f"{CELLS} times the root",
+        "recall": str(RECALL),
+        "bits": "8, signed",
+        "more": f"{MORE} to {MOST_MORE}",
+    }
     return {**found, "bold": str(BOLD), "groups": str(GROUPS)}
 
 
 def load(data: npt.NDArray[np.uint8], threads: int) -> Cells:
     """What `to_bytes` gave. Only for bytes that are known to be it: nothing is checked."""
     end = _HEAD + int.from_bytes(data[:_HEAD].tobytes(), "little")
-    spread = _Spread(**restored(data[_HEAD:end].tobytes()))
-    return Cells(faiss.deserialize_index(data[end:]), spread, threads)
+    ours = restored(data[_HEAD:end].tobytes())
+    codes = _Codes(*(ours[name] for name in _Codes._fields))
+    spread = _Spread(*(ours[name] for name in _Spread._fields))
+    return Cells(faiss.deserialize_index(data[end:]), ours["centres"], codes, spread, threads)
 
 
 def build(vectors: npt.NDArray[Any], threads: int, going: Callable[[], bool]) -> Cells:
@@ -136,25 +186,30 @@ def build(vectors: npt.NDArray[Any], threads: int, going: Callable[[], bool]) ->
     have cells of their own; they are looked up by inner product. Raises Stopped as soon as `going` says no."""
     size, dim = vectors.shape
     cells = max(1, min(size // 8, int(CELLS * size**0.5)))
-    quantizer = faiss.IndexFlatL2(dim)
-    kind = faiss.ScalarQuantizer.QT_8bit
-    index = faiss.IndexIVFScalarQuantizer(quantizer, dim, cells, kind, faiss.METRIC_INNER_PRODUCT)
-    index.by_residual, index.cp.spherical = False, False
-    index.cp.niter, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = ROUNDS, LEARNED, 1
+    clustering, nearest = faiss.Clustering(dim, cells), faiss.IndexFlatL2(dim)
+    clustering.niter, clustering.max_points_per_centroid, clustering.min_points_per_centroid = ROUNDS, LEARNED, 1
     sample = np.random.default_rng(0).permutation(size)[: LEARNED * cells]
-    index.train(np.asarray(vectors[np.sort(sample)], dtype=np.float32))
+    clustering.train(np.asarray(vectors[np.sort(sample)], dtype=np.float32), nearest)
+    low, high = (np.asarray(most(vectors, axis=0), dtype=np.float32) for most in (np.min, np.max))
+    codes = _Codes.of(low, high)
+    width = len(codes.columns)
+    # It holds lists of codes alone: what cells are near is told to it.
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
+    )
+    index.by_residual, index.is_trained = False, True
     for block in blocks(vectors, going):
-        index.add(block)
-    looked_up_by_product(index)
-    found = Cells(index, _spread(index, vectors, going), threads)
+        told, near = codes.told(block), nearest.search(block, 1)[1]
+        index.add_core(len(block), faiss.swig_ptr(told), None, faiss.swig_ptr(near))
+    centres = np.array(stored(nearest, nearest))
+    found = Cells(index, centres, codes, _spread(index, centres, vectors, going), threads)
     index.nprobe = _enough(found, index.nlist, vectors, going)
     return found
 
 
-def _spread(index: Any, vectors: npt.NDArray[Any], going: Callable[[], bool]) -> _Spread:
+def _spread(index: Any, centres: Vectors, vectors: npt.NDArray[Any], going: Callable[[], bool]) -> _Spread:
     """How the vectors lie about the centres of their cells."""
-    centres, held = stored(index.quantizer, index), np.zeros(index.nlist)
-    dim = vectors.shape[1]
+    dim, held = vectors.shape[1], np.zeros(index.nlist)
 
     def beside(cell: int) -> Vectors:
         """[items, Q]: from the centre to each of the items."""
