@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hiertcn.retrieval.protocol import LAST
 from hiertcn.retrieval.ranks import ranked
 
 
@@ -16,15 +17,17 @@ from hiertcn.retrieval.ranks import ranked
     k=st.integers(1, 60),
     levels=st.sampled_from((1, 3, 1_000)),
     missing=st.sampled_from((0.0, 0.4, 0.95, 1.0)),
+    least=st.sampled_from((1, LAST - 199)),
     seed=st.integers(0, 10**6),
 )
 def test_the_first_of_all_in_order(
-    queries: int, candidates: int, k: int, levels: int, missing: float, seed: int
+    queries: int, candidates: int, k: int, levels: int, missing: float, least: int, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
-    rows = np.stack([random.permutation(200)[:candidates] + 1 for _ in range(queries)])
-    # Few levels: many share the last place.
-    scores = random.integers(0, levels, rows.shape).astype(np.float32)
+    rows = np.stack([random.permutation(200)[:candidates] + least for _ in range(queries)])
+    # Few levels: many share the last place. Below zero, too, and zero in both of its forms.
+    scores = (random.integers(-levels, levels, rows.shape) / np.float32(8)).astype(np.float32)
+    scores *= random.choice(np.float32([-1, 1]), rows.shape)
     scores[random.random(rows.shape) < missing] = -np.inf
     found, theirs = ranked(rows, scores, k)
     assert found.shape == theirs.shape == (queries, k)

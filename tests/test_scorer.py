@@ -82,12 +82,12 @@ def test_an_index_and_boosts_give_what_all_scores_give(
         # In any order: what a person had comes in that of time.
         out = random.permutation(np.flatnonzero(random.random(items + 1) < hidden))
         among = None if user % 2 else np.unique(random.integers(1, items + 1, 12))
-        limits.append(Limits(int(random.integers(1, 40)), out[out > 0], among, is_open))
-    expected = Scorer(model).best(queries, limits)  # type: ignore[arg-type]
+        limits.append(Limits(int(random.integers(1, 40)), out[out > 0], among))
+    expected = Scorer(model).best(queries, limits, is_open)  # type: ignore[arg-type]
     # Of more candidates than `few`, an index is searched.
     with ExactIndex(compared(model)) as index, pytest.MonkeyPatch.context() as patch:  # type: ignore[arg-type]
         patch.setattr(scoring, "_FEW", few)
-        found = Scorer(model, index).best(queries, limits)  # type: ignore[arg-type]
+        found = Scorer(model, index).best(queries, limits, is_open)  # type: ignore[arg-type]
     for one, other, limit in zip(found, expected, limits, strict=True):
         assert not set(one.rows.tolist()) & set(limit.hidden.tolist())
         assert is_open is None or is_open[one.rows].all()

@@ -31,15 +31,15 @@ def beside(recommender: Recommender, user: Id, k: int) -> dict[str, list[Recomme
     """
     kept, stock = recommender.kept_of(checked_id(user, "user")), recommender.stock
     # Items may be added meanwhile: those that are open now have all that is asked for below.
-    limits = Limits(checked_k(k), _NONE, None, stock.open)
+    limits, is_open = Limits(checked_k(k), _NONE), stock.open
     items = [item for session, _ in (kept.sessions if kept else ()) for item in session]
-    rows = np.array([row for row in map(stock.row, items) if 0 < row < len(stock.open)], dtype=np.int64)
+    rows = np.array([row for row in map(stock.row, items) if 0 < row < len(is_open)], dtype=np.int64)
     popular = stock.popular.astype(np.float32)
     scores = {"moving_average": _averaged(stock, rows), "last_items": _latest_first(popular, rows)}
     if not len(rows):
         scores = {name: None if one is None else popular for name, one in scores.items()}
     source = "model" if len(rows) else "popular"
-    return {name: _named(stock, one, limits, source) for name, one in scores.items() if one is not None}
+    return {name: stock.named(best_of(one, limits, is_open), source) for name, one in scores.items() if one is not None}
 
 
 def _averaged(stock: Stock, rows: Ints) -> Scores | None:
@@ -58,7 +58,3 @@ def _latest_first(popular: Scores, rows: Ints) -> Scores:
     last = rows[-KEPT:]
     np.maximum.at(scores, last, np.arange(KEPT - len(last), KEPT, dtype=np.float32) + 1)
     return scores[1:]
-
-
-def _named(stock: Stock, scores: Scores, limits: Limits, source: str) -> list[Recommendation]:
-    return stock.named(best_of(scores, limits), source)

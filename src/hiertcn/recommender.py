@@ -310,10 +310,11 @@ class Recommender:
         warm = {
             n: one for n, one in enumerate(asked) if (hears and one.moment) or any(map(self.stock.row, one.state.items))
         }
-        limits = [Limits(one.k, one.hidden, one.among, self.stock.open) for one in asked]
+        limits = [Limits(one.k, one.hidden, one.among) for one in asked]
+        is_open, popular = self.stock.open, self.stock.popular
         queries = self._queries(list(warm.values()), keys) if warm else None
-        found = iter(() if queries is None else self._scorer.best(queries, [limits[n] for n in warm]))
+        found = iter(() if queries is None else self._scorer.best(queries, [limits[n] for n in warm], is_open))
         return [
-            Chosen(next(found), "model") if n in warm else Chosen(best_of(self.stock.popular, limit), "popular")
+            Chosen(next(found), "model") if n in warm else Chosen(best_of(popular, limit, is_open), "popular")
             for n, limit in enumerate(limits)
         ]

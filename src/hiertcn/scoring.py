@@ -21,6 +21,7 @@ from hiertcn.retrieval.ranks import ranked
 from hiertcn.streams import Ints
 
 Array = npt.NDArray[Any]
+Marks = npt.NDArray[np.bool_]
 # Of so many at most, all are scored; more are searched for among all.
 _FEW = 1000
 # More than is asked for, since some of what is found is hidden.
@@ -61,17 +62,15 @@ class Best(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """So many items at most, none of the rows `hidden`, of the rows `among` alone, and of those that `open`, bool
-    [n + 1], marks, if they are given."""
+    """So many items at most, none of the rows `hidden`, and of the rows `among` alone, if they are given."""
 
     k: int
     hidden: Ints
     among: Ints | None = None
-    open: npt.NDArray[np.bool_] | None = None
 
-    def allow(self, rows: Ints) -> npt.NDArray[np.bool_]:
+    def allow(self, rows: Ints, is_open: Marks | None) -> Marks:
         """Which of `rows` ≥ 1 are open and not hidden."""
-        allowed = np.ones(len(rows), dtype=bool) if self.open is None else self.open.take(rows)
+        allowed = np.ones(len(rows), dtype=bool) if is_open is None else is_open.take(rows)
         return allowed & np.isin(rows, self.hidden, invert=True) if len(self.hidden) else allowed
 
 
@@ -88,26 +87,30 @@ class Scorer:
     def __init__(self, scores: Scores, index: Index | None = None) -> None:
         self._scores, self._index = scores, index
 
-    def best(self, queries: Array, limits: Sequence[Limits]) -> list[Best]:
-        """The best items for each of `queries` [T, Q + 2J] within its `limits` [T]."""
+    def best(self, queries: Array, limits: Sequence[Limits], is_open: Marks | None = None) -> list[Best]:
+        """The best items for each of `queries` [T, Q + 2J] within its `limits` [T], of those that `is_open`, bool
+        [n + 1], marks, if it is given."""
         if self._index is None:
-            return [best_of(scores, limit) for scores, limit in zip(self._scores.score(queries), limits, strict=True)]
+            scores = self._scores.score(queries)
+            return [best_of(mine, limit, is_open) for mine, limit in zip(scores, limits, strict=True)]
         model: Searchable = self._scores  # type: ignore[assignment]
         out: list[Best | None] = [None] * len(limits)
         for at, limit in enumerate(limits):
             if limit.among is not None and len(limit.among) > _FEW:
                 # Alone, since the longest list of hidden rows is what all of a batch are filled up to.
-                (out[at],) = self._searched(model, queries[at : at + 1], [_barring(limit, len(model.vectors))])
+                (out[at],) = self._searched(model, queries[at : at + 1], [_barring(limit, len(model.vectors))], is_open)
         for whole in (False, True):
             places = [at for at, limit in enumerate(limits) if out[at] is None and (limit.among is None) is whole]
             if places:
                 search = self._searched if whole else _chosen
-                found = search(model, queries[places], [limits[at] for at in places])
+                found = search(model, queries[places], [limits[at] for at in places], is_open)
                 for at, best in zip(places, found, strict=True):
                     out[at] = best
         return out  # type: ignore[return-value]
 
-    def _searched(self, model: Searchable, queries: Array, limits: Sequence[Limits], width: int = 0) -> list[Best]:
+    def _searched(
+        self, model: Searchable, queries: Array, limits: Sequence[Limits], is_open: Marks | None, width: int = 0
+    ) -> list[Best]:
         """Of the whole catalog. width: how many the index is to find for each query, at least."""
         assert self._index is not None
         vectors, boosted = _boosted(model, queries)
@@ -121,16 +124,17 @@ class Scorer:
         if any(len(limit.hidden) for limit in limits):
             hidden = _padded([np.sort(limit.hidden) for limit in limits])
             scores = np.where(_within(rows, hidden), -np.inf, scores)
-        for mine, row, limit in zip(scores, rows, limits, strict=True):
-            if limit.open is not None:
-                mine[~limit.open.take(row, mode="clip")] = -np.inf
+        if is_open is not None:
+            scores = np.where(is_open.take(rows, mode="clip"), scores, -np.inf)
+        rows, scores = ranked(rows, scores, k)
         found = []
-        for at, best in enumerate(zip(*ranked(rows, scores, k), strict=True)):
-            kept = _cut(Best(*best), limits[at].k)
+        for at, (limit, left) in enumerate(zip(limits, (scores > -np.inf).sum(axis=1).tolist(), strict=True)):
+            count = min(limit.k, left)
             # What the index did not find scores no more than the last that it found.
-            if width < held and (len(kept.rows) < limits[at].k or kept.scores[-1] < least[at]):
-                (kept,) = self._searched(model, queries[at : at + 1], limits[at : at + 1], 4 * width)
-            found.append(kept)
+            if width < held and (count < limit.k or scores[at, count - 1] < least[at]):
+                found += self._searched(model, queries[at : at + 1], limits[at : at + 1], is_open, 4 * width)
+            else:
+                found.append(Best(rows[at, :count], scores[at, :count]))
         return found
 
 
@@ -142,9 +146,9 @@ def _barring(limit: Limits, height: int) -> Limits:
     return limit._replace(hidden=np.flatnonzero(barred), among=None)
 
 
-def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits]) -> list[Best]:
+def _chosen(model: Searchable, queries: Array, limits: Sequence[Limits], is_open: Marks | None) -> list[Best]:
     """Of the rows `among` of each limit."""
-    rows = _padded([np.unique(limit.among[limit.allow(limit.among)]) for limit in limits])  # type: ignore[index,arg-type]
+    rows = _padded([np.unique(limit.among[limit.allow(limit.among, is_open)]) for limit in limits])  # type: ignore[index,arg-type]
     real = rows < _NONE
     scores = model.score_rows(queries, np.where(real, rows, 0))
     return [
@@ -198,20 +202,16 @@ def _within(rows: Ints, others: Ints) -> npt.NDArray[np.bool_]:
     return found
 
 
-def best_of(scores: Array, limits: Limits) -> Best:
-    """The best within `limits` by `scores` [n], column j of which is item row j + 1."""
-    if limits.open is not None:
+def best_of(scores: Array, limits: Limits, is_open: Marks | None = None) -> Best:
+    """The best within `limits` by `scores` [n], column j of which is item row j + 1, of those that `is_open`, bool
+    [n + 1], marks, if it is given."""
+    if is_open is not None:
         # What was added meanwhile is not open yet.
-        scores = scores[: len(limits.open) - 1]
+        scores = scores[: len(is_open) - 1]
     rows = np.arange(1, len(scores) + 1) if limits.among is None else limits.among
-    if limits.open is not None or len(limits.hidden):
-        rows = rows[limits.allow(rows)]
+    if is_open is not None or len(limits.hidden):
+        rows = rows[limits.allow(rows, is_open)]
     return _first(rows, scores[rows - 1], limits.k)
-
-
-def _cut(found: Best, k: int) -> Best:
-    k = min(k, int((found.scores > -np.inf).sum()))
-    return Best(found.rows[:k], found.scores[:k])
 
 
 def _first(rows: Ints, scores: Array, k: int) -> Best:

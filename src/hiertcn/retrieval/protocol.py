@@ -21,6 +21,8 @@ Found = tuple[Rows, Vectors]
 
 # Inner products of such numbers stay finite, in any number of dimensions that fits in memory.
 LARGEST = 1e15
+# Rows are kept in 32 bits.
+LAST = (1 << 31) - 1
 # Fewer items than these are all compared, where nobody chose.
 SMALL = 20_000
 _BLOCK = 1 << 16
@@ -49,7 +51,7 @@ class Index(Protocol):
         """Add or replace items: int64 [R], from 1 on, also beyond n; float32 [R, Q]. Of a row that is named twice, the
         last vector counts. They are found from when it returns.
 
-        Raises InputError for rows below 1, or vectors of another size or that are not finite.
+        Raises InputError for rows below 1 or beyond 32 bits, or vectors of another size or that are not finite.
         """
 
     @abstractmethod
@@ -106,10 +108,11 @@ def check_rows(rows: Rows) -> Rows:
 def check_vectors(rows: Rows, vectors: Vectors, dim: int) -> tuple[Rows, Vectors]:
     """`rows` [R] and their `vectors` [R, dim], each row once, with the last of its vectors."""
     rows, vectors = check_rows(rows), _floats(vectors, dim, "Vectors of items")
-    if len(rows) != len(vectors) or rows.min(initial=1) < 1:
+    least, most = rows.min(initial=1), rows.max(initial=1)
+    if len(rows) != len(vectors) or least < 1 or most > LAST:
         raise InputError(
-            f"{len(rows):,} item rows, the smallest {rows.min(initial=1)}, came with {len(vectors):,} vectors; "
-            "expected a vector for each row, and rows from 1 on."
+            f"{len(rows):,} item rows, from {least} to {most}, came with {len(vectors):,} vectors; expected a vector "
+            f"for each row, and rows from 1 to {LAST:,}."
         )
     last = len(rows) - 1 - np.unique(rows[::-1], return_index=True)[1]
     return rows[last], vectors[last]

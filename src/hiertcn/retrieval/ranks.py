@@ -5,8 +5,12 @@ from __future__ import annotations
 __all__ = ["best", "ranked"]
 
 import numpy as np
+import numpy.typing as npt
 
 from hiertcn.retrieval.protocol import Found, Rows, Vectors
+
+# Of a row the bits; added to −0 it is 0, whose bits alone are told apart.
+_ROW, _LARGEST, _ZERO = np.int64((1 << 32) - 1), np.int32((1 << 31) - 1), np.float32(0)
 
 
 def best(scores: Vectors, k: int) -> Rows:
@@ -24,19 +28,20 @@ def best(scores: Vectors, k: int) -> Rows:
 
 def ranked(rows: Rows, scores: Vectors, k: int) -> Found:
     """The first `k` ≥ 1 of candidates [T, C], best first, filled up with row 0 and −inf where fewer are. No score
-    is NaN."""
-    held = scores.shape[1]
+    is NaN. As whole numbers, score before row, they are sorted several times as fast as by two keys."""
+    keys = (~_flipped((scores + _ZERO).view(np.int32))).astype(np.int64) << 32
+    keys |= np.where(np.isneginf(scores), 0, rows)
+    held = keys.shape[1]
     if held > 4 * k:
-        # Only those that are among the first, or share the last place, are put in order.
-        least = np.partition(scores, held - k, axis=1)[:, held - k, None]
-        kept = max(k, int(((scores >= least) & (scores > -np.inf)).sum(axis=1).max(initial=0)))
-        columns = scores.argpartition(held - kept, axis=1)[:, held - kept :]
-        rows, scores = np.take_along_axis(rows, columns, 1), np.take_along_axis(scores, columns, 1)
-    rows = np.where(np.isneginf(scores), 0, rows)
-    order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    each = np.arange(len(rows))[:, None]
-    rows, scores = rows[each, order], scores[each, order]
-    if order.shape[1] < k:
-        missing = ((0, 0), (0, k - order.shape[1]))
+        keys = np.partition(keys, k - 1, axis=1)[:, :k]
+    keys = np.sort(keys, axis=1)[:, :k]
+    rows, scores = keys & _ROW, _flipped(~(keys >> 32).astype(np.int32)).view(np.float32)
+    if held < k:
+        missing = ((0, 0), (0, k - held))
         rows, scores = np.pad(rows, missing), np.pad(scores, missing, constant_values=-np.inf)
     return rows, scores
+
+
+def _flipped(bits: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """The bits of floats as whole numbers in the same order, or these as those bits again."""
+    return bits ^ ((bits >> 31) & _LARGEST)
