@@ -7,11 +7,9 @@ from __future__ import annotations
 
 __all__ = ["LOCAL", "check_named"]
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from urllib.parse import urlsplit
-
-from starlette.requests import Request
 
 from hiertcn.messages import Refused
 
@@ -26,11 +24,11 @@ def _name_in(url: str) -> str | None:
         return None
 
 
-def check_named(request: Request, hosts: Collection[str]) -> None:
+def check_named(method: str, headers: Mapping[str, str], hosts: Collection[str]) -> None:
     """Raises Refused for a request that was sent to another host than `hosts`, or by a page of one."""
-    asked = [("//" + request.headers.get("host", ""), 400, "unknown_host", "asked by another name")]
-    if request.method != "GET" and "origin" in request.headers:
-        asked.append((request.headers["origin"], 403, "foreign_page", "asked by a page of another host"))
+    asked = [("//" + headers.get("host", ""), 400, "unknown_host", "asked by another name")]
+    if method != "GET" and "origin" in headers:
+        asked.append((headers["origin"], 403, "foreign_page", "asked by a page of another host"))
     for url, status, code, how in asked:
         if _name_in(url) not in hosts:
             raise Refused(

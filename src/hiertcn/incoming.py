@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["body_of", "decoded_apart", "event_id_in", "id_in_path"]
+__all__ = ["body_of", "decoded_apart", "event_id_in", "headers_of", "id_in_path"]
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from hiertcn.decoding import decoded
 from hiertcn.door import LONGEST_ID
@@ -19,26 +20,32 @@ from hiertcn.openapi import JSON
 _AT_ONCE = 1 << 20
 
 
-async def body_of(request: Request, most: int) -> bytes:
+def headers_of(request: Request) -> dict[str, str]:
+    """By their names in lower case; of one that is there twice the first. Starlette looks through all for each."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])}
+
+
+async def body_of(request: Request, headers: Mapping[str, str], most: int) -> bytes:
     """Of a request that states it right, no longer than it may be. Raises Refused for any other. That it comes in time
     is seen to by who serves."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON:
+    kind = headers.get("content-type", "")
+    if kind != JSON and (kind := kind.partition(";")[0].strip().lower()) != JSON:
         raise Refused(415, "content_type", f"The content type is {kind[:80]!r}; expected {JSON}.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "content_encoding", "Compressed bodies are not taken. Send it as it is.")
-    if int(request.headers.get("content-length", "0")) > most:
+    if int(headers.get("content-length", "0")) > most:
         raise _too_long(most)
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > most:
-                raise _too_long(most)
-    except ClientDisconnect:
-        # It is only counted: who left reads nothing, and who was too slow was told by the connection.
-        raise Refused(408, "gone", "The connection ended before the body.") from None
-    return bytes(body)
+    parts, length, more = list[bytes](), 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            # It is only counted: who left reads nothing, and who was too slow was told by the connection.
+            raise Refused(408, "gone", "The connection ended before the body.")
+        parts.append(message["body"])
+        more, length = message["more_body"], length + len(parts[-1])
+        if length > most:
+            raise _too_long(most)
+    return b"".join(parts)
 
 
 def _too_long(most: int) -> Refused:

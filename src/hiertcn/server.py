@@ -6,7 +6,7 @@ __all__ = ["ROUTES", "Server"]
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from http import HTTPStatus
 from itertools import zip_longest
 from typing import Any
@@ -24,11 +24,11 @@ from hiertcn.allowance import Allowance
 from hiertcn.answers import Chosen
 from hiertcn.decoding import decoded
 from hiertcn.deployment import Deployment
-from hiertcn.direct import Direct
+from hiertcn.direct import Direct, JSONAnswer
 from hiertcn.door import Ask, Event, checked_id, microseconds, pick_of
 from hiertcn.errors import ArtifactError, InputError, StorageError
 from hiertcn.hosts import check_named
-from hiertcn.incoming import body_of, decoded_apart, event_id_in
+from hiertcn.incoming import body_of, decoded_apart, event_id_in, headers_of
 from hiertcn.keys import Keys, Role
 from hiertcn.measures import Measures
 from hiertcn.openapi import JSON, Door, document
@@ -97,13 +97,14 @@ class Server:
 
     async def _answer(self, door: Door, request: Request) -> Response:
         try:
+            headers = headers_of(request)
             if self._hosts is not None:
-                check_named(request, self._hosts)
-            self._check_role(request, door.role)
-            body = b"" if door.takes is None else await body_of(request, door.body)
+                check_named(request.method, headers, self._hosts)
+            self._check_role(headers, door.role)
+            body = b"" if door.takes is None else await body_of(request, headers, door.body)
             given = None if door.takes is None else await decoded_apart(body, door.takes)
             found = await door.call(self, given, request)
-            return found if isinstance(found, Response) else Response(m.encoded(found), media_type=JSON)
+            return found if isinstance(found, Response) else JSONAnswer(m.encoded(found))
         except m.Refused as refused:
             return problem(refused.status, refused.fault, refused.retry)
         except InputError as error:
@@ -117,10 +118,10 @@ class Server:
             _log.warning("%s", error)
             return problem(503, m.Fault("state_damaged", "What is stored can't be read; the log says why."))
 
-    def _check_role(self, request: Request, role: Role | None) -> None:
+    def _check_role(self, headers: Mapping[str, str], role: Role | None) -> None:
         if role is None or not len(self.keys):
             return
-        roles = self.keys.sent(request.headers.get("authorization", ""), self.now())
+        roles = self.keys.sent(headers.get("authorization", ""), self.now())
         if not roles:
             raise m.Refused(401, "unauthorized", "Send a key that is known here, as `Authorization: Bearer KEY`.")
         if not self.keys.allow(roles, role):
