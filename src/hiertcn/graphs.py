@@ -127,14 +127,18 @@ class _Strided(nn.Module):
     def __init__(self, tcn: TCN) -> None:
         super().__init__()
         self.blocks = tcn.blocks
-        self.weights = [block.weight.detach().flatten(0, 1) for block in tcn.blocks if isinstance(block, Block)]
+        blocks = [block for block in tcn.blocks if isinstance(block, Block)]
+        # Told before: from the shapes of tensors a graph would reckon it anew each time.
+        self.length = receptive_field(len(blocks[0].weight), len(blocks))
+        self.weights = [block.weight.detach().flatten(0, 1) for block in blocks]
 
     def forward(self, hidden: Tensor, inside: Tensor) -> Tensor:
+        length = self.length
         for block, weight in zip(self.blocks, self.weights, strict=True):
             assert isinstance(block, Block)
             kernel = len(block.weight)
             last = block is self.blocks[-1]
-            count = 1 if last else (hidden.shape[1] - kernel) // 2 + 1
+            length = count = 1 if last else (length - kernel) // 2 + 1
             begins = [kernel - 1 - tap for tap in range(kernel)]
             taps = [hidden[:, begin : begin + 2 * count - 1 : 2] for begin in begins]
             convolved = torch.relu(torch.cat(taps, dim=2) @ weight + block.bias)

@@ -6,9 +6,12 @@ __all__ = ["Hearing"]
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from hiertcn.crowd import Crowd
 from hiertcn.sessions import SECOND, begins_session
@@ -23,6 +26,9 @@ _TOGETHER = 10_000
 class _Stock(Protocol):
     def row(self, item: str) -> int:
         """0 for an item that is not known."""
+
+    def rows(self, items: Sequence[str]) -> npt.NDArray[np.int32]:
+        """int32 [len(items)]: the same of several items."""
 
     def listen(self) -> None:
         """Learn of items that were added since."""
@@ -59,17 +65,24 @@ class Hearing:
             while more:
                 entries = self._store.journal(self._heard, _TOGETHER)
                 more = len(entries) == _TOGETHER
-                told = [(position, *json.loads(entry)) for position, entry in entries]
-                # Somebody may have added the item before it was picked.
-                if not all(self._stock.row(item) for _, _, item, _ in told):
-                    self._stock.listen()
-                for self._heard, at, item, before in told:
-                    self.clock = max(self.clock or 0.0, at / SECOND)
-                    if self._crowd is not None:
-                        self._crowd.observe(self._stock.row(item), at / SECOND, self._stock.row(before))
+                if entries:
+                    self._heard = entries[-1][0]
+                    self._take_in([json.loads(entry) for _, entry in entries])
             if self._heard - self._trimmed > KEPT + MORE:
                 self._trimmed = self._heard - KEPT
                 self._store.trim(self._trimmed)
+
+    def _take_in(self, told: Sequence[tuple[int, str, str]]) -> None:
+        times, items, before = zip(*told, strict=True)
+        self.clock = max(self.clock or 0.0, max(times) / SECOND)
+        rows = self._stock.rows(items)
+        if not rows.all():
+            # Somebody may have added the item before it was picked.
+            self._stock.listen()
+            rows = self._stock.rows(items)
+        if self._crowd is not None:
+            for at, row, item in zip(times, rows.tolist(), before, strict=True):
+                self._crowd.observe(row, at / SECOND, self._stock.row(item) if item else 0)
 
     def told(self, state: UserState, pick: Pick) -> bytes:
         """An entry of the journal: a pick that is in `state`, and what the same person picked before in the session."""
