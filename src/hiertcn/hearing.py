@@ -66,20 +66,20 @@ class Hearing:
                 entries = self._store.journal(self._heard, _TOGETHER)
                 more = len(entries) == _TOGETHER
                 if entries:
-                    self._heard = entries[-1][0]
                     self._take_in([json.loads(entry) for _, entry in entries])
+                    self._heard = entries[-1][0]
             if self._heard - self._trimmed > KEPT + MORE:
                 self._trimmed = self._heard - KEPT
                 self._store.trim(self._trimmed)
 
     def _take_in(self, told: Sequence[tuple[int, str, str]]) -> None:
         times, items, before = zip(*told, strict=True)
-        self.clock = max(self.clock or 0.0, max(times) / SECOND)
         rows = self._stock.rows(items)
         if not rows.all():
-            # Somebody may have added the item before it was picked.
+            # Somebody may have added the item before it was picked. Where the store fails, all is heard later.
             self._stock.listen()
             rows = self._stock.rows(items)
+        self.clock = max(self.clock or 0.0, max(times) / SECOND)
         if self._crowd is not None:
             for at, row, item in zip(times, rows.tolist(), before, strict=True):
                 self._crowd.observe(row, at / SECOND, self._stock.row(item) if item else 0)
