@@ -18,6 +18,7 @@ from numpy.lib.format import open_memmap
 from hiertcn.errors import InputError
 from hiertcn.retrieval import FORMS, Index, open_index
 from hiertcn.retrieval.approximate import ApproximateIndex
+from hiertcn.retrieval.protocol import LAST
 from indexes import asked, learned_vectors, plain_search, recall
 
 ITEMS, DIM = 600, 8
@@ -116,6 +117,7 @@ class TestIndex:
         one = np.ones((1, DIM), dtype=np.float32)
         bad: list[Callable[[], Any]] = [
             lambda: index.put(rows(0), one),
+            lambda: index.put(rows(LAST + 1), one),
             lambda: index.put(rows(1, 2), one),
             lambda: index.put(rows(1), one * np.nan),
             lambda: index.put(rows(1), one * 1e30),

@@ -35,8 +35,10 @@ ONE_MORE_OF, MORE, MOST_MORE = 20_000, 16, 128
 # The best of n numbers lies some sqrt(2 ln n) spreads above their mean; so many times that is looked for. How far items
 # spread is told by GROUPS of directions that have equal shares of it in all cells together.
 BOLD, GROUPS = 1.25, 8
-# A code holds a multiple of so many numbers, up to this one or its negative: they are multiplied side by side.
-LANES, _MOST = 16, 127
+# A code holds a multiple of so many numbers, up to this one or its negative: they are multiplied side by side. Where
+# less than this share of the best is found by them among all items, since some number outweighs the others, queries
+# stay floats.
+LANES, _MOST, SURE = 16, 127, 0.99
 # In these bytes is told how many more hold what the library does not.
 _HEAD = 8
 
@@ -108,7 +110,7 @@ class Cells:
 
     kind, exact = KIND, False
 
-    def __init__(self, index: Any, centres: Vectors, codes: _Codes, spread: _Spread, threads: int) -> None:
+    def __init__(self, index: Any, centres: Vectors, codes: _Codes | None, spread: _Spread, threads: int) -> None:
         self._index, self._threads = index, threads
         self._centres, self._codes, self._spread = centres, codes, spread
         self.more = min(max(MORE, index.ntotal // ONE_MORE_OF), MOST_MORE)
@@ -138,7 +140,7 @@ class Cells:
         order = np.take_along_axis(scores, cells, 1).argsort(axis=1)[:, ::-1]
         cells = np.ascontiguousarray(np.take_along_axis(cells, order, 1))
         best, places = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
-        told = self._codes.asked(queries)
+        told = queries if self._codes is None else self._codes.asked(queries)
         # What cells score is only added where they hold what is left of vectors.
         arrays = (faiss.swig_ptr(array) for array in (cells, scores, best, places))
         params = faiss.SearchParametersIVF(nprobe=probed, **chosen)
@@ -155,7 +157,8 @@ class Cells:
 
     def to_bytes(self) -> npt.NDArray[np.uint8]:
         """All of it."""
-        arrays = {"centres": self._centres, **self._codes._asdict(), **self._spread._asdict()}
+        codes = {} if self._codes is None else self._codes._asdict()
+        arrays = {"centres": self._centres, **codes, **self._spread._asdict()}
         ours = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
         data: npt.NDArray[np.uint8] = faiss.serialize_index(self._index)
         return np.concatenate([np.frombuffer(len(ours).to_bytes(_HEAD, "little") + ours, dtype=np.uint8), data])
@@ -176,7 +179,7 @@ def load(data: npt.NDArray[np.uint8], threads: int) -> Cells:
     """What `to_bytes` gave. Only for bytes that are known to be it: nothing is checked."""
     end = _HEAD + int.from_bytes(data[:_HEAD].tobytes(), "little")
     ours = restored(data[_HEAD:end].tobytes())
-    codes = _Codes(*(ours[name] for name in _Codes._fields))
+    codes = _Codes(*(ours[name] for name in _Codes._fields)) if "unit" in ours else None
     spread = _Spread(*(ours[name] for name in _Spread._fields))
     return Cells(faiss.deserialize_index(data[end:]), ours["centres"], codes, spread, threads)
 
@@ -190,21 +193,36 @@ def build(vectors: npt.NDArray[Any], threads: int, going: Callable[[], bool]) ->
     clustering.niter, clustering.max_points_per_centroid, clustering.min_points_per_centroid = ROUNDS, LEARNED, 1
     sample = np.random.default_rng(0).permutation(size)[: LEARNED * cells]
     clustering.train(np.asarray(vectors[np.sort(sample)], dtype=np.float32), nearest)
-    low, high = (np.asarray(most(vectors, axis=0), dtype=np.float32) for most in (np.min, np.max))
-    codes = _Codes.of(low, high)
-    width = len(codes.columns)
-    # It holds lists of codes alone: what cells are near is told to it.
-    index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(width), width, cells, faiss.ScalarQuantizer.QT_8bit_direct_signed, faiss.METRIC_INNER_PRODUCT
-    )
-    index.by_residual, index.is_trained = False, True
+    low = high = np.asarray(vectors[0], dtype=np.float32)
     for block in blocks(vectors, going):
-        told, near = codes.told(block), nearest.search(block, 1)[1]
-        index.add_core(len(block), faiss.swig_ptr(told), None, faiss.swig_ptr(near))
-    centres = np.array(stored(nearest, nearest))
+        low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
+    codes, ends, centres = _Codes.of(low, high), np.stack([low, high]), np.array(stored(nearest, nearest))
+    index = _filled(vectors, nearest, codes, ends, going)
     found = Cells(index, centres, codes, _spread(index, centres, vectors, going), threads)
-    index.nprobe = _enough(found, index.nlist, vectors, going)
+    index.nprobe = _enough(found, cells, vectors, going, SURE)
+    if not index.nprobe:
+        index = _filled(vectors, nearest, None, ends, going)
+        found = Cells(index, centres, None, found._spread, threads)
+        index.nprobe = _enough(found, cells, vectors, going)
     return found
+
+
+def _filled(
+    vectors: npt.NDArray[Any], nearest: Any, codes: _Codes | None, ends: Vectors, going: Callable[[], bool]
+) -> Any:
+    """Lists of codes alone, each vector in that of its `nearest` cell: what cells are near a query is told to them.
+    ends: [2, Q], the least and the largest numbers"""
+    kinds = faiss.ScalarQuantizer
+    width, kind = (nearest.d, kinds.QT_8bit) if codes is None else (len(codes.columns), kinds.QT_8bit_direct_signed)
+    flat = faiss.IndexFlatIP(width)
+    index = faiss.IndexIVFScalarQuantizer(flat, width, nearest.ntotal, kind, faiss.METRIC_INNER_PRODUCT)
+    index.by_residual, index.is_trained = False, True
+    if codes is None:
+        index.sq.train(ends)
+    for block in blocks(vectors, going):
+        told, near = block if codes is None else codes.told(block), nearest.search(block, 1)[1]
+        index.add_core(len(block), faiss.swig_ptr(told), None, faiss.swig_ptr(near))
+    return index
 
 
 def _spread(index: Any, centres: Vectors, vectors: npt.NDArray[Any], going: Callable[[], bool]) -> _Spread:
@@ -237,8 +255,9 @@ def _spread(index: Any, centres: Vectors, vectors: npt.NDArray[Any], going: Call
     return _Spread((axes * np.sqrt(lengths)).astype(np.float32), starts, wide.astype(np.float32))
 
 
-def _enough(cells: Cells, most: int, vectors: npt.NDArray[Any], going: Callable[[], bool]) -> int:
-    """So many cells as hold RECALL of the best of all, for queries in directions of items, turned by noise."""
+def _enough(cells: Cells, most: int, vectors: npt.NDArray[Any], going: Callable[[], bool], least: float = 0.0) -> int:
+    """So many cells as hold RECALL of the best of all, for queries in directions of items, turned by noise; 0 where
+    `most` do not find this share."""
     random = np.random.default_rng(1)
     size = len(vectors)
     some = np.asarray(vectors[np.sort(random.integers(0, size, ASKED))], dtype=np.float32)
@@ -256,12 +275,14 @@ def _enough(cells: Cells, most: int, vectors: npt.NDArray[Any], going: Callable[
         scores, places = np.take_along_axis(scores, kept, 1), np.take_along_axis(places, kept, 1)
         begin += len(block)
 
-    def enough(probed: int) -> bool:
+    def enough(probed: int, share: float = RECALL) -> bool:
         check_going(going)
         found = cells.near(queries, best + cells.more, probed, {})
         shares = [np.isin(mine, others).mean() for mine, others in zip(places, found, strict=True)]
-        return bool(np.mean(shares) >= RECALL)
+        return bool(np.mean(shares) >= share)
 
+    if least and not enough(most, least):
+        return 0
     # Twice as many until they do; then it is looked for between.
     last = 1
     while last < most and not enough(last):

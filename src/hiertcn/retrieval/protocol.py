@@ -21,7 +21,7 @@ Found = tuple[Rows, Vectors]
 
 # Inner products of such numbers stay finite, in any number of dimensions that fits in memory.
 LARGEST = 1e15
-# Rows are kept in 32 bits.
+# Rows are kept in 32 bits, one of them the sign.
 LAST = (1 << 31) - 1
 # Fewer items than these are all compared, where nobody chose.
 SMALL = 20_000
@@ -51,7 +51,7 @@ class Index(Protocol):
         """Add or replace items: int64 [R], from 1 on, also beyond n; float32 [R, Q]. Of a row that is named twice, the
         last vector counts. They are found from when it returns.
 
-        Raises InputError for rows below 1 or beyond 32 bits, or vectors of another size or that are not finite.
+        Raises InputError for rows below 1 or beyond 31 bits, or vectors of another size or that are not finite.
         """
 
     @abstractmethod

@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from hiertcn.retrieval.protocol import Found, Rows, Vectors
 
-# Of a row the bits; added to −0 it is 0, whose bits alone are told apart.
-_ROW, _LARGEST, _ZERO = np.int64((1 << 32) - 1), np.int32((1 << 31) - 1), np.float32(0)
+# Of a key, the bits that hold the row.
+_ROW = np.int64((1 << 32) - 1)
+_LARGEST = np.int32((1 << 31) - 1)
 
 
 def best(scores: Vectors, k: int) -> Rows:
@@ -29,7 +30,9 @@ def best(scores: Vectors, k: int) -> Rows:
 def ranked(rows: Rows, scores: Vectors, k: int) -> Found:
     """The first `k` ≥ 1 of candidates [T, C], best first, filled up with row 0 and −inf where fewer are. No score
     is NaN. As whole numbers, score before row, they are sorted several times as fast as by two keys."""
-    keys = (~_flipped((scores + _ZERO).view(np.int32))).astype(np.int64) << 32
+    # Adding zero makes 0 of −0, which has other bits.
+    bits = (np.asarray(scores, dtype=np.float32) + np.float32(0)).view(np.int32)
+    keys = (~_flipped(bits)).astype(np.int64) << 32
     keys |= np.where(np.isneginf(scores), 0, rows)
     held = keys.shape[1]
     if held > 4 * k:
