@@ -22,7 +22,8 @@ _AT_ONCE = 1 << 20
 
 def headers_of(request: Request) -> dict[str, str]:
     """By their names in lower case; of one that is there twice the first. Starlette looks through all for each."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(request.scope["headers"])}
+    given = reversed(list(request.scope["headers"]))
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in given}
 
 
 async def body_of(request: Request, headers: Mapping[str, str], most: int) -> bytes:
@@ -35,17 +36,17 @@ async def body_of(request: Request, headers: Mapping[str, str], most: int) -> by
         raise Refused(415, "content_encoding", "Compressed bodies are not taken. Send it as it is.")
     if int(headers.get("content-length", "0")) > most:
         raise _too_long(most)
-    parts, length, more = list[bytes](), 0, True
+    body, more = bytearray(), True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             # It is only counted: who left reads nothing, and who was too slow was told by the connection.
             raise Refused(408, "gone", "The connection ended before the body.")
-        parts.append(message["body"])
-        more, length = message["more_body"], length + len(parts[-1])
-        if length > most:
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > most:
             raise _too_long(most)
-    return b"".join(parts)
+    return bytes(body)
 
 
 def _too_long(most: int) -> Refused:
